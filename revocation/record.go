@@ -1,0 +1,158 @@
+package revocation
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// RecordSize is the length of an encoded [Record] in bytes.
+const RecordSize = 40
+
+// maxExpiresAt leaves room for the slack within 32 bits.
+const maxExpiresAt = ^uint32(0) - 24*60*60
+
+// Class is the rule of a record. The numbers are append-only. A node stores and passes on classes it
+// does not know, and answers Unknown for a token that matches one.
+type Class uint8
+
+// The classes. The zero Class is invalid.
+const (
+	ClassDeny         Class = 1 // every matching token
+	ClassIssuedBefore Class = 2 // matching tokens whose iat is below the threshold
+	ClassBelow        Class = 3 // matching tokens whose compared integer claim is below the threshold
+	ClassBlock        Class = 4 // every matching token, until lifted
+	ClassUnblock      Class = 5 // lifts blocks with an older stamp
+	ClassKeep         Class = 6 // exempts from the issued-before cutoff it was made with
+)
+
+func (c Class) String() string {
+	switch c {
+	case ClassDeny:
+		return "deny"
+	case ClassIssuedBefore:
+		return "issued_before"
+	case ClassBelow:
+		return "below"
+	case ClassBlock:
+		return "block"
+	case ClassUnblock:
+		return "unblock"
+	case ClassKeep:
+		return "keep"
+	}
+	return fmt.Sprintf("class %d", uint8(c))
+}
+
+func (c Class) known() bool { return c >= ClassDeny && c <= ClassKeep }
+
+// group returns the class whose key c uses: block and unblock contend for one, every other class has its own.
+func (c Class) group() Class {
+	if c == ClassUnblock {
+		return ClassBlock
+	}
+	return c
+}
+
+// Reason is why a revocation was made: a closed list with append-only numbers; a merge keeps the larger.
+type Reason uint8
+
+// The reasons.
+const (
+	ReasonUnspecified Reason = iota
+	ReasonLogout
+	ReasonPasswordChanged
+	ReasonUserDeleted
+	ReasonUserSuspended
+	ReasonTokenReused
+	ReasonCredentialStolen
+	ReasonClientDisabled
+	ReasonTenantDisabled
+	ReasonKeyCompromised
+	ReasonIssuerCompromised
+	ReasonPrivilegesChanged
+	ReasonAdministrative
+	ReasonReinstated
+	reasonCount
+)
+
+var reasonNames = [reasonCount]string{
+	"unspecified", "logout", "password-changed", "user-deleted", "user-suspended", "token-reused", "credential-stolen",
+	"client-disabled", "tenant-disabled", "key-compromised", "issuer-compromised", "privileges-changed", "administrative", "reinstated",
+}
+
+func (r Reason) String() string {
+	if r < reasonCount {
+		return reasonNames[r]
+	}
+	return fmt.Sprintf("reason %d", uint8(r))
+}
+
+// ParseReason reads a name such as "password-changed"; "" is unspecified. Errors are *FieldError.
+func ParseReason(s string) (Reason, error) {
+	if s == "" {
+		return ReasonUnspecified, nil
+	}
+	for i, n := range reasonNames {
+		if n == s {
+			return Reason(i), nil
+		}
+	}
+	return 0, &FieldError{Field: "reason", Kind: "malformed", ValueKind: "string", Limit: "one of the reasons listed by --help"}
+}
+
+// Reasons returns the names that [ParseReason] accepts.
+func Reasons() []string { return append([]string(nil), reasonNames[:]...) }
+
+// Record is a revocation as it is stored and sent: fixed in size, without a raw identifier.
+//
+//	0 fingerprint 16 | 16 value 8 | 24 shape 8 | 32 ExpiresAt 4 | 36 class 1 | 37 reason 1 | 38 flags 2
+//
+// All numbers are big-endian.
+type Record struct {
+	Fingerprint Fingerprint
+	// Value is the time it was made for a deny; the threshold; the stamp of a block or unblock; the cutoff of
+	// the request for a keep. Times are Unix milliseconds.
+	Value     int64
+	Shape     ShapeID
+	ExpiresAt uint32 // Unix seconds: the last second in which a matching token can be alive
+	Class     Class
+	Reason    Reason
+	Flags     uint16 // none defined; kept as they are
+}
+
+// AppendBinary appends the [RecordSize] bytes of r. The error is always nil.
+func (r Record) AppendBinary(b []byte) ([]byte, error) {
+	b = binary.BigEndian.AppendUint64(b, r.Fingerprint.Hi)
+	b = binary.BigEndian.AppendUint64(b, r.Fingerprint.Lo)
+	b = binary.BigEndian.AppendUint64(b, uint64(r.Value))
+	b = binary.BigEndian.AppendUint64(b, uint64(r.Shape))
+	b = binary.BigEndian.AppendUint32(b, r.ExpiresAt)
+	b = append(b, byte(r.Class), byte(r.Reason))
+	return binary.BigEndian.AppendUint16(b, r.Flags), nil
+}
+
+// ParseRecord reads the first [RecordSize] bytes of b. It makes the structural checks only: a record that peers
+// or the journal have accepted is not judged by bounds that move with the clock. Errors match [ErrRecord].
+func ParseRecord(b []byte) (Record, error) {
+	if len(b) < RecordSize {
+		return Record{}, fmt.Errorf("%w: %d bytes of %d", ErrRecord, len(b), RecordSize)
+	}
+	r := Record{
+		Fingerprint: Fingerprint{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])},
+		Value:       int64(binary.BigEndian.Uint64(b[16:])),
+		Shape:       ShapeID(binary.BigEndian.Uint64(b[24:])),
+		ExpiresAt:   binary.BigEndian.Uint32(b[32:]),
+		Class:       Class(b[36]),
+		Reason:      Reason(b[37]),
+		Flags:       binary.BigEndian.Uint16(b[38:]),
+	}
+	switch {
+	case r.Class == 0:
+		return Record{}, fmt.Errorf("%w: class 0", ErrRecord)
+	case r.ExpiresAt == 0 || r.ExpiresAt > maxExpiresAt:
+		return Record{}, fmt.Errorf("%w: ExpiresAt out of range", ErrRecord)
+	case r.Class.known() && r.Class != ClassBelow && !inTimeRange(r.Value):
+		return Record{}, fmt.Errorf("%w: value of a %s is no time", ErrRecord, r.Class)
+	}
+	return r, nil
+}

@@ -1,0 +1,43 @@
+# Everything a developer types. Tools are pinned in tools/go.mod and built by Go; nothing else is needed.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+TOOL := go tool -modfile=tools/go.mod
+
+.PHONY: help
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## bin/revokd, static
+	CGO_ENABLED=0 go build -trimpath -o bin/revokd ./cmd/revokd
+
+.PHONY: test
+test: ## all tests
+	go test ./...
+
+.PHONY: race
+race: ## all tests under the race detector
+	go test -race ./...
+
+.PHONY: check
+check: ## format, vet, staticcheck
+	@unformatted="$$($(TOOL) gofumpt -l . | grep -v '^proto/' || true)"; if [ -n "$$unformatted" ]; then echo "not gofumpt-ed:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	go vet -tags faults ./...
+	$(TOOL) staticcheck ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (default 10s)
+	.ci/fuzz $${FUZZTIME:-10s}
+
+.PHONY: crash
+crash: ## kill -9 loop on the real process, REVOKD_CRASH_ROUNDS rounds (default 300)
+	REVOKD_CRASH_ROUNDS=$${REVOKD_CRASH_ROUNDS:-300} go test -count=1 -timeout 20m -run 'TestCrashLoop' -v ./internal/e2e
+
+.PHONY: bench
+bench: ## benchmarks of the packages, in the format of benchstat
+	go test -run '^$$' -bench . -benchmem -timeout 60m ./revocation ./ttlstore ./bloom ./journal ./token
+
+.PHONY: generate
+generate: ## the code that is generated from proto/
+	go generate ./proto/...

@@ -1,0 +1,129 @@
+// Package faults lets a test make a real process misbehave: step its wall clock, fail its disk, or run
+// with a known bug (a mutant) to prove that a test catches it.
+//
+// Without the build tag faults, [Mutant] and [Value] are constants that the compiler folds away: a
+// release binary holds neither the faults nor a way to ask for them. With the tag they follow the control
+// file named by the environment variable REVOKD_FAULTS; without the variable nothing is faulty. The file
+// has one name=value on each line:
+//
+//	clock=-1h30m
+//	disk=ENOSPC
+//	mutant=ack-before-write,no-fsync
+//
+// It is looked at again when one of the functions is called, at most every 10 ms, so a running process
+// follows it. Replace it by renaming another file over it: a file read while it is being written may be
+// half of itself.
+//
+// A test whose fault is silently not there proves nothing. So everything unexpected is a panic under the
+// tag, at the start or when it is first seen: a file that cannot be read, a name that is not in the list
+// below, a value that does not parse, and a call that asks for a name not in the list.
+//
+// All functions may be called concurrently.
+package faults
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Env is the environment variable with the path of the control file.
+const Env = "REVOKD_FAULTS"
+
+// MaxFile is the size of a control file in bytes.
+const MaxFile = 4096
+
+// names are the values that can be set, each with its test. The value of mutant is a list of mutants.
+var names = map[string]func(string) error{
+	"clock":  validClock,   // how far the wall clock is shifted, a duration: +30h, -1h30m
+	"disk":   validDisk,    // what the journal's files fail with, an error number's name: ENOSPC
+	"mutant": validMutants, // bugs to run with, separated by commas
+}
+
+// mutants are the bugs that can be asked for, each a mistake that a test must catch.
+var mutants = map[string]string{
+	"ack-before-write": "a write is acknowledged before it is on disk",
+	"no-fsync":         "the journal does not fsync",
+	"ignore-fsync":     "a failed fsync is ignored",
+	"replay-skip-last": "the last record of the journal is not read back",
+	"sweep-at-exp":     "a record is dropped at its ExpiresAt, without slack",
+	"wall-clock":       "records expire by the wall clock",
+}
+
+// Settings is the content of a control file. The zero Settings asks for no fault.
+type Settings struct {
+	values  map[string]string
+	mutants map[string]bool
+}
+
+// ErrSettings is what every error of [Parse] matches.
+var ErrSettings = errors.New("invalid fault settings")
+
+// Parse reads a control file. Empty lines are allowed; a name may stand only once.
+func Parse(b []byte) (Settings, error) {
+	if len(b) > MaxFile {
+		return Settings{}, fmt.Errorf("%w: longer than %d bytes", ErrSettings, MaxFile)
+	}
+	s := Settings{values: map[string]string{}, mutants: map[string]bool{}}
+	number := 0
+	for line := range strings.SplitSeq(string(b), "\n") {
+		number++
+		if line == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(line, "=")
+		if !ok {
+			return Settings{}, fmt.Errorf("%w: line %d: not name=value", ErrSettings, number)
+		}
+		valid, known := names[name]
+		if !known {
+			return Settings{}, fmt.Errorf("%w: line %d: unknown name %q", ErrSettings, number, name)
+		}
+		if _, twice := s.values[name]; twice {
+			return Settings{}, fmt.Errorf("%w: line %d: %s stands twice", ErrSettings, number, name)
+		}
+		if err := valid(value); err != nil {
+			return Settings{}, fmt.Errorf("%w: line %d: %s: %w", ErrSettings, number, name, err)
+		}
+		s.values[name] = value
+	}
+	if list, ok := s.values["mutant"]; ok {
+		for name := range strings.SplitSeq(list, ",") {
+			s.mutants[name] = true
+		}
+	}
+	return s, nil
+}
+
+// String is the control file with these settings.
+func (s Settings) String() string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(s.values)) {
+		fmt.Fprintf(&b, "%s=%s\n", name, s.values[name])
+	}
+	return b.String()
+}
+
+func validClock(value string) error {
+	_, err := time.ParseDuration(value)
+	return err
+}
+
+func validDisk(value string) error {
+	if value == "" {
+		return errors.New("empty")
+	}
+	return nil
+}
+
+func validMutants(value string) error {
+	for name := range strings.SplitSeq(value, ",") {
+		if _, known := mutants[name]; !known {
+			return fmt.Errorf("unknown mutant %q", name)
+		}
+	}
+	return nil
+}

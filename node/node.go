@@ -1,0 +1,317 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/journal"
+	"github.com/revokd/revokd/revocation"
+	"github.com/revokd/revokd/ttlstore"
+)
+
+// Sentinels: one for each decision a caller can take.
+var (
+	// ErrNotReady: the node has not read its journal yet; retry later or ask another node.
+	ErrNotReady = errors.New("node is not ready")
+	// ErrClock: the wall clock cannot be believed and the request needs it. State issued_before and expires_at, or wait.
+	ErrClock = errors.New("the wall clock of the node cannot be believed")
+	// ErrTooMany: more than [MaxBatch] requests in one call, or none.
+	ErrTooMany = errors.New("1 to 1000 requests in one call")
+	// ErrBusy: a bounded queue is full; nothing was written, retry.
+	ErrBusy = errors.New("too many writes are waiting")
+	// ErrIdempotencyConflict: the idempotency key belongs to another request.
+	ErrIdempotencyConflict = errors.New("the idempotency key was used for another request")
+)
+
+// Durability says what a write survives.
+type Durability uint8
+
+// The levels. The zero Durability is disk.
+const (
+	DurabilityDisk   Durability = iota // fsynced before it is acknowledged
+	DurabilityMemory                   // gone with the process; only by name
+)
+
+func (d Durability) String() string {
+	if d == DurabilityMemory {
+		return "memory"
+	}
+	return "disk"
+}
+
+// Config of a [Node]. Zero fields mean the defaults.
+type Config struct {
+	Name    string // of this node, in receipts; required
+	Version string // of the program, in status
+
+	Durability Durability
+	Dir        string     // of the journal; required unless Durability is memory
+	FS         journal.FS // nil: the operating system
+
+	Key    revocation.Key // the fingerprint key of the cluster; required
+	Policy revocation.Policy
+	Slack  time.Duration   // see revocation.TableConfig
+	Store  ttlstore.Config // limits of memory
+
+	Clock  clock.Clock  // nil: the operating system
+	Logger hclog.Logger // nil: none
+
+	SweepEvery time.Duration // default 10 s: how often expired records are freed
+}
+
+// Intervals of the node's own work.
+const (
+	defaultSweep = 10 * time.Second
+	tickEvery    = 100 * time.Millisecond // of guarded time
+	markEvery    = 30 * time.Second       // how old the time on disk may be
+	expireEvery  = time.Minute            // of the journal
+)
+
+func (c *Config) validate() error {
+	switch {
+	case c.Name == "" || len(c.Name) > 128:
+		return fmt.Errorf("name: %w: 1 to 128 bytes", revocation.ErrInvalid)
+	case c.Key == revocation.Key{}:
+		return fmt.Errorf("key: %w: a fingerprint key is required", revocation.ErrInvalid)
+	case c.Durability == DurabilityDisk && c.Dir == "":
+		return fmt.Errorf("dir: %w: required, or durability memory by name", revocation.ErrInvalid)
+	case c.Durability > DurabilityMemory:
+		return fmt.Errorf("durability: %w: disk or memory", revocation.ErrInvalid)
+	case c.SweepEvery < 0:
+		return fmt.Errorf("sweep interval: %w: not negative", revocation.ErrInvalid)
+	}
+	if c.SweepEvery == 0 {
+		c.SweepEvery = defaultSweep
+	}
+	if c.Slack == 0 {
+		c.Slack = revocation.DefaultSlack
+	}
+	if c.Clock == nil {
+		c.Clock = clock.System()
+	}
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	return nil
+}
+
+// Node is one replica. See the package comment.
+type Node struct {
+	cfg     Config
+	log     hclog.Logger
+	table   *revocation.Table
+	commits commits
+	journal *journal.Journal // nil with DurabilityMemory
+	calls   *calls
+	started time.Duration // on the monotonic clock
+
+	now      atomic.Int64 // guarded time, Unix milliseconds; written by the ticker
+	complete atomic.Bool  // the journal has been read: what is not in the table is not revoked
+	inflight atomic.Int64 // records that are on their way through the journal and not in the table yet
+	counts   writeCounts
+
+	// These belong to the goroutine that commits; Run fills onDisk before there is one.
+	origin origin
+	onDisk onDisk
+
+	mu      sync.Mutex // guards what follows
+	guard   *clock.Guard
+	reading clock.Reading
+	replay  journal.Progress // while the journal is read
+}
+
+// New checks the configuration, opens the journal and takes the lock of its directory. It starts nothing and
+// reads no records yet: see [Node.Run]. Errors are those of the configuration, of
+// [revocation.NewTable] and of [journal.Open].
+func New(cfg Config) (*Node, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	table, err := revocation.NewTable(revocation.TableConfig{Key: cfg.Key, Slack: cfg.Slack, Store: cfg.Store, Policy: cfg.Policy})
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg, log: cfg.Logger.Named("node"), table: table, started: cfg.Clock.Mono()}
+	n.calls = newCalls()
+	n.setGuard(time.Time{})
+	if cfg.Durability == DurabilityMemory {
+		n.commits = &memory{node: n}
+		return n, nil
+	}
+	if err := n.openJournal(); err != nil {
+		return nil, errors.Join(err, table.Close())
+	}
+	return n, nil
+}
+
+// setGuard starts guarded time; highWater is the last time that an earlier run has left on disk.
+func (n *Node) setGuard(highWater time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.guard = clock.NewGuard(n.cfg.Clock, clock.GuardConfig{HighWater: highWater})
+	n.reading = n.guard.Read()
+	n.now.Store(n.reading.Guarded.UnixMilli())
+}
+
+// tick reads the clocks.
+func (n *Node) tick() clock.Reading {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	before := n.reading
+	n.reading = n.guard.Read()
+	n.now.Store(n.reading.Guarded.UnixMilli())
+	if before.String() != n.reading.String() && (before.String() == "ok") != (n.reading.String() == "ok") {
+		n.log.Warn("clock", "state", n.reading.String())
+	}
+	return n.reading
+}
+
+// Run reads the journal, then keeps the node until ctx ends. It returns nil if ctx ended it, and an
+// error if the journal could not be read: then the node never became ready. A
+// disk that fails later does not end it: writes fail and checks go on.
+func (n *Node) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.every(ctx, tickEvery, func() { n.tick() }) })
+	g.Go(func() error {
+		if err := n.start(ctx); err != nil {
+			return err
+		}
+		n.complete.Store(true)
+		n.log.Info("ready", "records", n.table.Stats(n.Now()).Items, "durability", n.cfg.Durability.String())
+		g.Go(func() error {
+			return n.every(ctx, n.cfg.SweepEvery, func() {
+				n.table.Sweep(n.Now())
+				n.calls.sweep(n.cfg.Clock.Mono())
+			})
+		})
+		return n.runJournal(ctx)
+	})
+	err := g.Wait()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return err
+}
+
+// Close releases the data directory and the memory. Run must have returned, or not been called, and nobody may use n any more.
+func (n *Node) Close() error {
+	err := n.table.Close()
+	if n.journal != nil {
+		err = errors.Join(n.journal.Close(), err)
+	}
+	return err
+}
+
+// every calls fn each interval until ctx ends.
+func (n *Node) every(ctx context.Context, interval time.Duration, fn func()) error {
+	t := time.NewTicker(interval)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			fn()
+		}
+	}
+}
+
+// Now returns guarded time in Unix milliseconds: the time by which records expire. It is at most a tenth of a second old.
+func (n *Node) Now() int64 { return n.now.Load() }
+
+// Policy returns the policy in force; it is not to be changed.
+func (n *Node) Policy() *revocation.Policy { return n.table.Policy() }
+
+// Ready returns what the node waits for; nothing means that it is ready. A node that is not ready may still answer checks.
+func (n *Node) Ready() []string {
+	var waiting []string
+	if !n.complete.Load() {
+		n.mu.Lock()
+		waiting = append(waiting, "the journal is being read: "+n.replay.String())
+		n.mu.Unlock()
+	}
+	if err := n.diskError(); err != nil {
+		waiting = append(waiting, "the disk refuses writes: "+err.Error())
+	}
+	return waiting
+}
+
+// Freshness says for which voters the view that answers must be fresh. A lone node is the only voter.
+type Freshness uint8
+
+// The levels.
+const (
+	FreshnessDefault Freshness = iota
+	FreshnessAny
+	FreshnessQuorum
+	FreshnessAll
+)
+
+// CheckOptions narrow a check.
+type CheckOptions struct {
+	Freshness    Freshness
+	MaxStaleness time.Duration // 0: the default
+}
+
+// Check answers whether a token is revoked. c must hold verified claims. It does not block and allocates nothing.
+func (n *Node) Check(c *revocation.Claims) revocation.Verdict {
+	return n.judge(n.table.Check(c, n.now.Load()))
+}
+
+// CheckFresh is Check with options. A lone node's view has no age: it satisfies every freshness.
+func (n *Node) CheckFresh(c *revocation.Claims, _ CheckOptions) revocation.Verdict { return n.Check(c) }
+
+// Explain answers like Check and tells every shape that was tried and what it found. It allocates.
+func (n *Node) Explain(c *revocation.Claims) (revocation.Verdict, []revocation.Step) {
+	v, steps := n.table.Explain(c, n.now.Load())
+	return n.judge(v), steps
+}
+
+// judge withholds Active while the table is not complete. Revoked holds even then.
+func (n *Node) judge(v revocation.Verdict) revocation.Verdict {
+	if v.Status == revocation.Active && !n.complete.Load() {
+		return revocation.Verdict{Cause: revocation.CauseNotReady}
+	}
+	return v
+}
+
+// Status describes a node.
+type Status struct {
+	Name, Version string
+	Ready         bool
+	WaitingFor    []string
+	Durability    Durability
+	Wall, Guarded time.Time
+	Clock         string // ok, or what is wrong with it
+	Table         revocation.TableStats
+	Uptime        time.Duration
+	KeyID         revocation.KeyID
+	Writes        WriteStats
+	Journal       *journal.Stats // nil with DurabilityMemory
+}
+
+// Status returns a description of the node and its counters.
+func (n *Node) Status() Status {
+	waiting := n.Ready()
+	n.mu.Lock()
+	r := n.reading
+	n.mu.Unlock()
+	s := Status{
+		Name: n.cfg.Name, Version: n.cfg.Version, Ready: len(waiting) == 0, WaitingFor: waiting, Durability: n.cfg.Durability,
+		Wall: n.cfg.Clock.Now(), Guarded: r.Guarded, Clock: r.String(),
+		Table: n.table.Stats(n.Now()), Uptime: n.cfg.Clock.Mono() - n.started, KeyID: n.cfg.Key.ID(), Writes: n.counts.stats(),
+	}
+	if n.journal != nil {
+		j := n.journal.Stats()
+		s.Journal = &j
+	}
+	return s
+}

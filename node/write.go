@@ -173,7 +173,7 @@ func (n *Node) plan(r revocation.Request, reading clock.Reading) (revocation.Pla
 	if needsClock(r) && !believable(reading) {
 		return revocation.Plan{}, fmt.Errorf("%w: %s", ErrClock, reading.String())
 	}
-	return n.table.Policy().Plan(r, reading.Wall.UnixMilli(), reading.Guarded.UnixMilli())
+	return n.table.Policy().Plan(r, reading.Wall.UnixMilli())
 }
 
 // needsClock: without a stated time the request's meaning depends on what time it is here.
@@ -258,12 +258,15 @@ func (n *Node) stamp(r revocation.Record, earlier []entry, now, wall int64) (rev
 	return n.table.Stamp(r, now, wall)
 }
 
-// admit refuses what the table would refuse after it has been written to disk. It may refuse a little early:
-// records that are on their way count in full.
+// admit refuses what the table would refuse after it has been written to disk. It may refuse a little early: records that
+// are on their way count in full, and a tenth of the memory is left for tables that grow aside and for the next start.
 func (n *Node) admit(more int) error {
 	s := n.table.Stats(n.Now())
-	if s.Items+n.inflight.Load()+int64(more) > s.WriterLimit {
-		return fmt.Errorf("%w: %d records, limit %d", revocation.ErrFull, s.Items, s.WriterLimit)
+	if limit := s.Limit - n.cfg.Store.Reserve; s.Items+int(n.inflight.Load())+more > limit {
+		return fmt.Errorf("%w: %d records, limit %d", revocation.ErrFull, s.Items, limit)
+	}
+	if s.Bytes > s.BytesLimit/10*9 {
+		return fmt.Errorf("%w: %d bytes, limit %d", revocation.ErrFull, s.Bytes, s.BytesLimit)
 	}
 	return nil
 }

@@ -10,7 +10,7 @@ import (
 type GuardConfig struct {
 	// Step is how far the wall clock may move against the monotonic one and be followed. Default 5 s.
 	Step time.Duration
-	// Drift is how much of such movement forward is followed per hour; what is beyond waits. Default Step.
+	// Drift is how much of such movement forward is followed per hour, beyond the first Step; the rest waits. Default Step.
 	Drift time.Duration
 	// Distrust is how long after a jump by more than [Jump] the wall clock is not used for new cutoffs. Default 1 min.
 	Distrust time.Duration
@@ -20,8 +20,11 @@ type GuardConfig struct {
 	HighWater time.Time
 }
 
-// Jump is the smallest step of the wall clock that makes it untrusted for new cutoffs.
+// Jump is the smallest movement of the wall clock that makes it untrusted for new cutoffs, in one step or several.
 const Jump = 60 * time.Second
+
+// Earliest is a time before revokd was first released: a wall clock that shows less has not been set.
+var Earliest = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // Guard keeps guarded time. It follows the wall clock within a bound of its own recent past and
 // advances with the monotonic clock otherwise:
@@ -30,47 +33,65 @@ const Jump = 60 * time.Second
 //     stay longer by that much until the next start;
 //   - a jump back is followed, because that only keeps records longer; and it is followed forward again
 //     as far as time has really passed;
-//   - after a start it goes on from the persisted high water, and believes a later wall clock only after a grace period:
-//     a machine that boots with a wrong clock must not forget what it has just read from disk.
+//   - small steps, up to Step, are followed both ways. Forward they draw on a budget of Step that grows by
+//     Drift per hour and never beyond Step; what a step back gives up it returns to the budget, so that
+//     jitter between the two clocks uses up nothing;
+//   - after a start it goes on from the persisted high water, and believes another wall clock only after a
+//     grace period without a jump: a machine that boots with a wrong clock must not forget what it has just
+//     read from disk. A wall clock before [Earliest] is never believed.
+//
+// The bound: t after the guard was made, by the monotonic clock, guarded time is at most
+//
+//	start + t + Step + Drift * t/1h        (start: the first reading of the wall clock)
+//
+// whatever the wall clock did, and at most what the wall clock shows. So nothing expires earlier than by a
+// clock that was right at the start, but for Step and Drift per hour. With a high water more than Step away
+// from the first reading, start is the high water until the grace period ends, and then the wall
+// clock at that moment; a lone machine whose clock is wrong for all of the grace period is beyond this rule.
 //
 // The zero Guard is not usable; see [NewGuard]. It may be used concurrently.
 type Guard struct {
 	cfg   GuardConfig
 	clock Clock
 
-	mu         sync.Mutex
-	line       time.Time     // trusted time at lineMono; guarded time is never beyond it
-	lineMono   time.Duration //
-	budget     time.Duration // of forward movement that may be followed now
-	offset     time.Duration // of the wall clock against the line at the last reading
-	since      time.Duration // mono at which the wall clock took that offset
-	unsettled  bool          // started on a high water and not yet confirmed
-	lastJumped bool
+	mu        sync.Mutex
+	line      time.Time     // trusted time at mono; guarded time is never beyond it
+	mono      time.Duration // at the last reading
+	budget    time.Duration // by how much the line may follow the wall clock forward now
+	anchor    time.Duration // offset of the wall clock against the line that counts as no jump
+	since     time.Duration // mono of the last jump, or of the start
+	jumped    bool          // there was a jump
+	unsettled bool          // the wall clock at the start was not believed, and is not yet
 }
 
 // Reading is guarded time and what the wall clock looks like beside it.
 type Reading struct {
+	// Guarded is never after Wall. It goes back with the wall clock.
 	Guarded time.Time
 	Wall    time.Time
-	// Offset is how far the wall clock is ahead of where it should be, by its own past.
+	// Offset is how far the wall clock is ahead of where it should be, by its own past; 0 if that is within what is followed.
 	Offset time.Duration
-	// Unconfirmed: started on a high water; the grace period has not passed.
+	// Unconfirmed: the wall clock differed from the high water at the start, or had not been set; the
+	// grace period has not passed.
 	Unconfirmed bool
-	// Trusted: the wall clock may be used for new cutoffs. False for a while after a jump.
+	// Trusted: the wall clock may be used for new cutoffs. False for a while after a jump, and before [Earliest].
 	Trusted bool
 }
 
 // String says what is wrong with the clock, "ok" if nothing is.
 func (r Reading) String() string {
+	offset := r.Offset.Round(time.Millisecond)
 	switch {
-	case r.Unconfirmed && r.Offset > 0:
-		return fmt.Sprintf("unconfirmed since the start: %s ahead of the last time on disk; nothing expires by it before the grace period has passed", r.Offset.Round(time.Millisecond))
+	case r.Wall.Before(Earliest):
+		return "not set: shows " + r.Wall.UTC().Format(time.RFC3339) + "; nothing expires"
+	case r.Unconfirmed && r.Offset >= 0:
+		return fmt.Sprintf("unconfirmed since the start: %s ahead of the last time on disk; nothing expires by it before the grace period has passed", offset)
 	case r.Unconfirmed:
-		return fmt.Sprintf("unconfirmed since the start: %s behind the last time on disk; expiry waits", (-r.Offset).Round(time.Millisecond))
+		return fmt.Sprintf("unconfirmed since the start: %s behind the last time on disk; expiry waits", -offset)
 	case r.Offset > 0:
-		return fmt.Sprintf("jumped forward by %s; records expire by the time before the jump", r.Offset.Round(time.Millisecond))
+		return fmt.Sprintf("jumped forward by %s; records expire by the time before the jump", offset)
 	case r.Offset < 0:
-		return fmt.Sprintf("jumped back by %s; records expire later", (-r.Offset).Round(time.Millisecond))
+		return fmt.Sprintf("jumped back by %s; records expire later", -offset)
 	}
 	return "ok"
 }
@@ -89,15 +110,23 @@ func NewGuard(clock Clock, cfg GuardConfig) *Guard {
 	if cfg.Grace == 0 {
 		cfg.Grace = 10 * time.Minute
 	}
-	g := &Guard{cfg: cfg, clock: clock, budget: cfg.Drift}
-	wall, mono := clock.Now().Round(0), clock.Mono()
-	g.line, g.lineMono, g.since = wall, mono, mono
+	g := &Guard{cfg: cfg, clock: clock, budget: cfg.Step}
+	wall, mono := g.look()
+	g.line, g.mono, g.since = wall, mono, mono
+	g.unsettled = wall.Before(Earliest)
 	if !cfg.HighWater.IsZero() {
 		if gap := wall.Sub(cfg.HighWater); gap > cfg.Step || gap < -cfg.Step {
-			g.line, g.offset, g.unsettled = cfg.HighWater.Round(0), gap, true
+			g.line, g.anchor, g.unsettled = cfg.HighWater.Round(0), gap, true
 		}
 	}
 	return g
+}
+
+// look reads both hands, the wall clock first: if the process is stopped in between, the wall clock
+// looks late, which is the safe side.
+func (g *Guard) look() (wall time.Time, mono time.Duration) {
+	wall = g.clock.Now().Round(0)
+	return wall, g.clock.Mono()
 }
 
 // Read takes a reading of the clocks. The more often it is called, the sooner a jump is seen; once
@@ -105,34 +134,32 @@ func NewGuard(clock Clock, cfg GuardConfig) *Guard {
 func (g *Guard) Read() Reading {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	wall, mono := g.clock.Now().Round(0), g.clock.Mono()
-	elapsed := mono - g.lineMono
-	g.line, g.lineMono = g.line.Add(elapsed), mono
-	g.budget = min(g.cfg.Drift, g.budget+time.Duration(float64(elapsed)*float64(g.cfg.Drift)/float64(time.Hour)))
+	wall, mono := g.look()
+	elapsed := mono - g.mono
+	g.line, g.mono = g.line.Add(elapsed), mono
+	g.budget = min(g.cfg.Step, g.budget+time.Duration(float64(elapsed)*float64(g.cfg.Drift)/float64(time.Hour)))
 
 	offset := wall.Sub(g.line)
-	if moved := offset - g.offset; moved > g.cfg.Step || moved < -g.cfg.Step {
-		g.since = mono // a jump since the last reading
-		g.lastJumped = moved > Jump || moved < -Jump
+	if offset > g.anchor+Jump || offset < g.anchor-Jump {
+		g.anchor, g.since, g.jumped = offset, mono, true
 	}
-	g.offset = offset
 	switch {
-	case g.unsettled && mono-g.since >= g.cfg.Grace:
-		g.line, g.offset, g.unsettled = wall, 0, false
 	case g.unsettled:
-	case offset <= 0 && offset >= -g.cfg.Step:
-		g.line, g.offset = wall, 0
-	case offset > 0 && offset <= g.budget:
-		g.budget -= offset
-		g.line, g.offset = wall, 0
+		if mono-g.since >= g.cfg.Grace && !wall.Before(Earliest) {
+			g.line, g.anchor, g.unsettled = wall, 0, false
+			offset = 0
+		}
+	case offset >= -g.cfg.Step && offset <= g.cfg.Step:
+		// Back as far as the wall clock went, forward as far as the budget allows.
+		follow := min(offset, g.budget)
+		g.line = g.line.Add(follow)
+		g.budget = min(g.cfg.Step, g.budget-follow)
+		offset = 0
 	}
-	r := Reading{Guarded: g.line, Wall: wall, Offset: g.offset, Unconfirmed: g.unsettled}
+	r := Reading{Guarded: g.line, Wall: wall, Offset: offset, Unconfirmed: g.unsettled}
 	if wall.Before(g.line) {
 		r.Guarded = wall
 	}
-	if r.Offset < g.cfg.Step && r.Offset > 0 && !g.unsettled {
-		r.Offset = 0 // waits for its drift
-	}
-	r.Trusted = !g.lastJumped || mono-g.since >= g.cfg.Distrust
+	r.Trusted = (!g.jumped || mono-g.since >= g.cfg.Distrust) && !wall.Before(Earliest)
 	return r
 }

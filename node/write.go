@@ -184,13 +184,10 @@ func needsClock(r revocation.Request) bool {
 	return r.IssuedBefore == 0 && r.ExpiresAt == 0 || r.IssuedBefore == 0 && r.Cutoff
 }
 
-// earliest is a time at which revokd did not exist: a machine whose clock shows less has none.
-var earliest = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-
 // believable: a cutoff at a wall clock that has just jumped, or stands before the last time on disk, would
 // miss the tokens that it is meant for.
 func believable(r clock.Reading) bool {
-	return r.Trusted && (!r.Unconfirmed || r.Offset >= 0) && r.Wall.After(earliest)
+	return r.Trusted && (!r.Unconfirmed || r.Offset >= 0)
 }
 
 // writing is a call of Write on its way through the journal: the records that were not covered.

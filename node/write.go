@@ -173,7 +173,7 @@ func (n *Node) plan(r revocation.Request, reading clock.Reading) (revocation.Pla
 	if needsClock(r) && !believable(reading) {
 		return revocation.Plan{}, fmt.Errorf("%w: %s", ErrClock, reading.String())
 	}
-	return n.table.Policy().Plan(r, reading.Wall.UnixMilli())
+	return n.table.Policy().Plan(r, reading.Wall.UnixMilli(), reading.Guarded.UnixMilli())
 }
 
 // needsClock: without a stated time the request's meaning depends on what time it is here.

@@ -268,12 +268,8 @@ func (t *Table) lifetimeCause(c *Claims, now int64) Cause {
 	if c.exp+int64(t.slack)*1000 < now {
 		return CauseExpired
 	}
-	policy := t.policy.Load()
-	limit := policy.Default.MaxTokenLifetime
-	if len(policy.Issuers) > 0 {
-		limit = policy.Settings(c.Issuer()).MaxTokenLifetime
-	}
-	if c.exp-c.iat > limit.Milliseconds() {
+	settings := t.policy.Load().Settings(c.Issuer())
+	if c.exp-c.iat > settings.lifetime(c.iat).Milliseconds() {
 		return CauseLifetime
 	}
 	return CauseNone

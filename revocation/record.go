@@ -3,13 +3,17 @@ package revocation
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 )
 
 // RecordSize is the length of an encoded [Record] in bytes.
 const RecordSize = 40
 
-// maxExpiresAt leaves room for the slack within 32 bits.
-const maxExpiresAt = ^uint32(0) - 24*60*60
+// maxSlack bounds the slack of a table, and maxExpiresAt leaves room for it within 32 bits.
+const (
+	maxSlack     = 24 * time.Hour
+	maxExpiresAt = ^uint32(0) - uint32(maxSlack/time.Second)
+)
 
 // Class is the rule of a record. The numbers are append-only. A node stores and passes on classes it
 // does not know, and answers Unknown for a token that matches one.

@@ -394,7 +394,7 @@ func (t *Table) Stamp(r Record, now, wall int64) (Record, error) {
 		return r, &FieldError{Field: "stamp", Kind: "out_of_range", ValueKind: "time", Limit: "at most 60 s ahead: the clock of this node is behind"}
 	}
 	if r.Class == ClassUnblock {
-		r.ExpiresAt = max(r.ExpiresAt, unblockExpiry(r.Value, t.Policy().Ceiling))
+		r.ExpiresAt = max(r.ExpiresAt, unblockExpiry(r.Value))
 	}
 	return r, nil
 }

@@ -1,0 +1,62 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+)
+
+// interceptor stands between connect and the handlers: it refuses what did not decode, turns errors into codes, catches
+// panics, and counts.
+type interceptor struct{ server *Server }
+
+var _ connect.Interceptor = interceptor{}
+
+func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, r connect.AnyRequest) (answer connect.AnyResponse, err error) {
+		began := time.Now()
+		defer func() {
+			p := recover()
+			answer, err = i.end(answer, r.Spec().Procedure, began, err, p)
+		}()
+		if err := decoded(r.Any()); err != nil {
+			return nil, err
+		}
+		return next(ctx, r)
+	}
+}
+
+func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) (err error) {
+		began := time.Now()
+		defer func() {
+			p := recover()
+			_, err = i.end(nil, conn.Spec().Procedure, began, err, p)
+		}()
+		return next(ctx, conn)
+	}
+}
+
+func (i interceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// end finishes a call: p is what recover has returned.
+func (i interceptor) end(answer connect.AnyResponse, procedure string, began time.Time, err error, p any) (connect.AnyResponse, error) {
+	if p == http.ErrAbortHandler {
+		panic(p)
+	}
+	if p != nil {
+		i.server.panicked(procedure, p)
+		err = errPanic
+	}
+	if err == nil {
+		i.server.metrics.called(procedure, "ok", time.Since(began))
+		return answer, nil
+	}
+	coded := i.server.refusal(err, procedure)
+	i.server.metrics.called(procedure, coded.Code().String(), time.Since(began))
+	return nil, coded
+}

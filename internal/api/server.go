@@ -1,0 +1,267 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+	"connectrpc.com/grpchealth"
+	"connectrpc.com/grpcreflect"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/revokd/revokd/internal/devissuer"
+	"github.com/revokd/revokd/node"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
+	"github.com/revokd/revokd/revocation"
+	"github.com/revokd/revokd/token"
+)
+
+// Config of a [Server]. Zero fields mean the defaults.
+type Config struct {
+	Node     *node.Node        // required
+	Verifier *token.Verifier   // required
+	Dev      *devissuer.Issuer // nil: no DevService
+	Version  string            // of the program, in metrics
+
+	// AnyIssuer allows matches without iss, which concern every issuer. Always allowed with Dev.
+	AnyIssuer bool
+	// Hosts are the names, besides localhost and loopback addresses, under which the server may be called, without
+	// ports; "*" is any. A request for another Host is refused: a web page could have pointed its own name at us.
+	Hosts []string
+
+	Limits Limits
+	// Drain is how long calls may go on after the context of Serve has ended. Default 10 s.
+	Drain  time.Duration
+	Logger hclog.Logger // nil: none
+}
+
+// Limits of a [Server]. Zero fields mean the defaults.
+type Limits struct {
+	Connections int           // at once; one more is closed at once. Default 10 000
+	Streams     int           // calls of RevokeStream at once. Default 64
+	Message     int           // bytes of a request. Default 1 MiB
+	Batch       int           // bytes of a batch, and of one message of a stream. Default 8 MiB
+	Total       int64         // bytes of all requests that are being worked on. Default 64 MiB
+	Read        time.Duration // for a request to arrive, and for an answer of a stream to be read. Default 15 s
+	Deadline    time.Duration // of a call, whatever the caller asks for. Default 30 s
+	Idle        time.Duration // of a connection without calls, and of a stream without messages. Default 2 min
+}
+
+// Limits that nobody has a reason to change.
+const (
+	maxHeaderBytes  = 16 << 10
+	headerTimeout   = 5 * time.Second
+	http2Streams    = 250 // on one connection
+	http2Window     = 128 << 10
+	http2Stream     = 64 << 10 // of the window for one stream, so that one that waits does not stop the others
+	envelopeBytes   = 5        // of gRPC, before a message
+	streamProcedure = revokdv1connect.RevocationServiceRevokeStreamProcedure
+)
+
+func or[T int | int64 | time.Duration](v *T, def T) {
+	if *v == 0 {
+		*v = def
+	}
+}
+
+func (c *Config) validate() error {
+	l := &c.Limits
+	switch {
+	case c.Node == nil:
+		return fmt.Errorf("api: node: %w: required", revocation.ErrInvalid)
+	case c.Verifier == nil:
+		return fmt.Errorf("api: verifier: %w: required", revocation.ErrInvalid)
+	case l.Connections < 0 || l.Streams < 0 || l.Message < 0 || l.Batch < 0 || l.Total < 0 || l.Read < 0 || l.Deadline < 0 || l.Idle < 0 || c.Drain < 0:
+		return fmt.Errorf("api: limits: %w: not negative", revocation.ErrInvalid)
+	}
+	or(&l.Connections, 10_000)
+	or(&l.Streams, 64)
+	or(&l.Message, 1<<20)
+	or(&l.Batch, 8<<20)
+	or(&l.Total, 64<<20)
+	or(&l.Read, 15*time.Second)
+	or(&l.Deadline, 30*time.Second)
+	or(&l.Idle, 2*time.Minute)
+	or(&c.Drain, 10*time.Second)
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	c.AnyIssuer = c.AnyIssuer || c.Dev != nil
+	return nil
+}
+
+// Server is the front. See the package comment.
+type Server struct {
+	cfg     Config
+	log     hclog.Logger
+	node    *node.Node
+	metrics *metrics
+	mux     *http.ServeMux
+	refuser *connect.ErrorWriter
+	hosts   map[string]bool
+
+	streams  chan struct{} // a place for each RevokeStream
+	pending  atomic.Int64  // bytes of requests that are being worked on
+	stopping chan struct{} // closed when the context of Serve has ended
+
+	mu      sync.RWMutex // held for reading while running is raised
+	ended   bool         // no handler may begin any more
+	running sync.WaitGroup
+}
+
+// New checks the configuration. It starts nothing. Errors match [revocation.ErrInvalid].
+func New(cfg Config) (*Server, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger.Named("api"), node: cfg.Node, mux: http.NewServeMux(), refuser: connect.NewErrorWriter(),
+		hosts: map[string]bool{"localhost": true}, streams: make(chan struct{}, cfg.Limits.Streams), stopping: make(chan struct{}),
+	}
+	for _, h := range cfg.Hosts {
+		s.hosts[strings.ToLower(h)] = true
+	}
+	s.metrics = newMetrics(s)
+	s.route()
+	return s, nil
+}
+
+// route is everything that answers.
+func (s *Server) route() {
+	options := []connect.HandlerOption{
+		connect.WithCodec(protoCodec{}), connect.WithCodec(jsonCodec{"json"}), connect.WithCodec(jsonCodec{"json; charset=utf-8"}),
+		// Nobody needs compression on a loopback address, and nobody has shown who he is: no bombs.
+		connect.WithCompression("gzip", nil, nil),
+		// Nothing is reached by GET: tokens do not belong into URLs.
+		connect.WithIdempotency(connect.IdempotencyUnknown),
+		connect.WithConditionalHandlerOptions(func(spec connect.Spec) []connect.HandlerOption {
+			if spec.StreamType == connect.StreamTypeUnary {
+				return nil // see body
+			}
+			return []connect.HandlerOption{connect.WithReadMaxBytes(s.cfg.Limits.Batch)}
+		}),
+		connect.WithInterceptors(interceptor{s}),
+	}
+	services := []string{revokdv1connect.RevocationServiceName, grpchealth.HealthV1ServiceName}
+	s.mux.Handle(revokdv1connect.NewRevocationServiceHandler(revocations{s}, options...))
+	if s.cfg.Dev != nil {
+		services = append(services, revokdv1connect.DevServiceName)
+		s.mux.Handle(revokdv1connect.NewDevServiceHandler(dev{s}, options...))
+		s.mux.HandleFunc("GET /.well-known/jwks.json", s.jwks)
+	}
+	s.mux.Handle(grpchealth.NewHandler(health{s, services}, options...))
+	reflector := grpcreflect.NewStaticReflector(services...)
+	s.mux.Handle(grpcreflect.NewHandlerV1(reflector, options...))
+	s.mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, options...))
+	s.mux.HandleFunc("GET /{$}", s.index)
+	s.mux.HandleFunc("GET /healthz", s.healthz)
+	s.mux.HandleFunc("GET /readyz", s.readyz)
+	s.mux.Handle("GET /metrics", s.metrics.handler())
+}
+
+// Serve answers on a listener until ctx ends: then it stops accepting and tells streams to end, gives calls the time
+// of Config.Drain, and returns nil when all have ended. It closes ln. It may be called once.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	l := s.cfg.Limits
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	srv := &http.Server{
+		Handler: http.HandlerFunc(s.handle), Protocols: protocols,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: l.Read, WriteTimeout: l.Read + l.Deadline, IdleTimeout: l.Idle,
+		MaxHeaderBytes: maxHeaderBytes,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: http2Streams, MaxReceiveBufferPerConnection: http2Window, MaxReceiveBufferPerStream: http2Stream,
+			SendPingTimeout: l.Idle, PingTimeout: l.Read, WriteByteTimeout: l.Read,
+		},
+		ErrorLog: s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(&limited{Listener: ln, server: s, limit: int64(l.Connections)}) }()
+	s.log.Info("listening", "address", ln.Addr().String())
+	var err error
+	select {
+	case err = <-failed:
+		close(s.stopping)
+	case <-ctx.Done():
+		close(s.stopping)
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Drain)
+		defer cancel()
+		if srv.Shutdown(drain) != nil {
+			s.log.Warn("calls were cut off at the end", "drain", s.cfg.Drain.String())
+		}
+		<-failed
+	}
+	err = errors.Join(err, srv.Close())
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	s.running.Wait()
+	s.log.Info("stopped")
+	return err
+}
+
+// begin counts a handler in unless the server has ended.
+func (s *Server) begin() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.ended {
+		return false
+	}
+	s.running.Add(1)
+	return true
+}
+
+// waitingFor is what keeps the node from being ready, the end of this server included.
+func (s *Server) waitingFor() []string {
+	waiting := s.node.Ready()
+	select {
+	case <-s.stopping:
+		waiting = append(waiting, "the node is stopping")
+	default:
+	}
+	return waiting
+}
+
+// limited refuses connections beyond a limit by closing them, so that a flood is seen in the metrics and not in a queue.
+type limited struct {
+	net.Listener
+	server *Server
+	limit  int64
+}
+
+func (l *limited) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		m := l.server.metrics
+		if m.open.Add(1) <= l.limit {
+			return &counted{Conn: c, open: &m.open}, nil
+		}
+		m.open.Add(-1)
+		m.dropped.Add(1)
+		_ = c.Close()
+	}
+}
+
+// counted is a connection that counts itself out.
+type counted struct {
+	net.Conn
+	open *atomic.Int64
+	once sync.Once
+}
+
+func (c *counted) Close() error {
+	c.once.Do(func() { c.open.Add(-1) })
+	return c.Conn.Close()
+}

@@ -1,0 +1,187 @@
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"connectrpc.com/connect"
+
+	"github.com/revokd/revokd/journal"
+	"github.com/revokd/revokd/node"
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/revocation"
+	"github.com/revokd/revokd/token"
+)
+
+// Refusals that the API decides itself; the others come from the packages below.
+var (
+	errHost       = errors.New("host is not one of ours")
+	errCrossSite  = errors.New("cross-site request")
+	errAnyIssuer  = errors.New("match without iss")
+	errKeepDenied = errors.New("what is to be kept is not active")
+	errTooLarge   = errors.New("message is too large")
+	errSlow       = errors.New("request did not arrive in time")
+	errBody       = errors.New("request could not be read")
+	errOverload   = errors.New("too many bytes of requests")
+	errStreams    = errors.New("too many streams")
+	errIdle       = errors.New("stream is idle")
+	errStopping   = errors.New("server stops")
+	errPanic      = errors.New("handler panicked")
+)
+
+// outcome is what a caller is told about an error.
+type outcome struct {
+	code    connect.Code
+	kind    string // of the ErrorDetail: a closed list, see docs/api.md
+	field   string
+	limit   string
+	message string // constant: errors from below may quote what must not leave
+	retry   int    // seconds after which the same request may succeed; 0: it will not
+}
+
+// outcomes maps every sentinel that can reach the API. The first that matches wins.
+var outcomes = []struct {
+	err error
+	outcome
+}{
+	{token.ErrMalformed, outcome{code: connect.CodeInvalidArgument, kind: "malformed", field: "token", message: "the token is no signed JWT in compact form"}},
+	{token.ErrTooLarge, outcome{code: connect.CodeInvalidArgument, kind: "too_large", field: "token", message: "the token is too long"}},
+	{token.ErrUnsigned, outcome{code: connect.CodeInvalidArgument, kind: "unsigned", field: "token", message: "the token is not signed"}},
+	{token.ErrAlgorithm, outcome{code: connect.CodeInvalidArgument, kind: "algorithm", field: "token", message: "the token's algorithm is not one of its issuer's"}},
+	{token.ErrUnknownIssuer, outcome{code: connect.CodeInvalidArgument, kind: "unknown_issuer", field: "token", message: "the token's issuer is not configured on this node"}},
+	{token.ErrUnknownKey, outcome{code: connect.CodeInvalidArgument, kind: "unknown_key", field: "token", message: "the token's key is not in its issuer's key set"}},
+	{token.ErrSignature, outcome{code: connect.CodeInvalidArgument, kind: "signature", field: "token", message: "the token's signature is wrong"}},
+	{token.ErrType, outcome{code: connect.CodeInvalidArgument, kind: "type", field: "token", message: "the token is of a type that its issuer's settings do not accept"}},
+	{token.ErrAudience, outcome{code: connect.CodeInvalidArgument, kind: "audience", field: "token", message: "the token is for another audience"}},
+	{token.ErrDuplicateClaim, outcome{code: connect.CodeInvalidArgument, kind: "duplicate_claim", field: "token", message: "the token names a claim twice"}},
+	{token.ErrNotYetValid, outcome{code: connect.CodeFailedPrecondition, kind: "not_yet_valid", field: "token", message: "the token is not valid yet"}},
+	{token.ErrExpired, outcome{code: connect.CodeFailedPrecondition, kind: "expired", field: "token", message: "the token has expired"}},
+	{token.ErrKeysUnavailable, outcome{code: connect.CodeUnavailable, kind: "keys_unavailable", field: "token", message: "the issuer's keys cannot be loaded", retry: 5}},
+
+	{revocation.ErrDuplicateClaim, outcome{code: connect.CodeInvalidArgument, kind: "duplicate_claim", field: "payload", message: "a claim is named twice"}},
+	{revocation.ErrFull, outcome{code: connect.CodeResourceExhausted, kind: "full", message: "the limit of live records is reached; nothing was dropped", retry: 30}},
+	{revocation.ErrShapes, outcome{code: connect.CodeResourceExhausted, kind: "shapes", limit: "at most 64 combinations of claim names with live records", message: "too many combinations of claim names", retry: 30}},
+
+	{node.ErrNotReady, outcome{code: connect.CodeUnavailable, kind: "not_ready", message: "the node is not ready", retry: 1}},
+	{node.ErrClock, outcome{code: connect.CodeUnavailable, kind: "clock", limit: "state issued_before and expires_at, or wait", message: "the node's wall clock cannot be believed and the request needs it", retry: 5}},
+	{node.ErrBusy, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many writes are waiting", retry: 1}},
+	{node.ErrTooMany, outcome{code: connect.CodeInvalidArgument, kind: "out_of_range", field: "items", limit: "1 to 1000", message: "1 to 1000 items in one message"}},
+	{node.ErrIdempotencyConflict, outcome{code: connect.CodeAlreadyExists, kind: "conflict", field: "options.idempotency_key", message: "the idempotency key was used for another request"}},
+	{journal.ErrFull, outcome{code: connect.CodeResourceExhausted, kind: "disk_full", message: "the disk is full; checks go on", retry: 30}},
+	{journal.ErrDisk, outcome{code: connect.CodeUnavailable, kind: "disk", message: "the disk refuses writes; checks go on", retry: 30}},
+
+	{errHost, outcome{code: connect.CodePermissionDenied, kind: "host", field: "host", limit: "localhost, a loopback address or a configured name", message: "this server does not answer to that Host"}},
+	{errCrossSite, outcome{code: connect.CodePermissionDenied, kind: "cross_site", field: "origin", limit: "requests of the same origin", message: "cross-site requests are refused"}},
+	{errAnyIssuer, outcome{code: connect.CodePermissionDenied, kind: "not_allowed", field: "match.iss", limit: "an issuer", message: "a match without iss concerns every issuer and is not allowed here"}},
+	{errKeepDenied, outcome{code: connect.CodeFailedPrecondition, kind: "conflict", field: "keep", limit: "what is kept must be active", message: "what is to be kept is revoked, or cannot be judged"}},
+	{errTooLarge, outcome{code: connect.CodeInvalidArgument, kind: "too_large", field: "body", message: "the request's message is too large"}},
+	{errSlow, outcome{code: connect.CodeDeadlineExceeded, kind: "timeout", field: "body", message: "the request did not arrive in time"}},
+	{errBody, outcome{code: connect.CodeCanceled, kind: "canceled", field: "body", message: "the request could not be read to its end"}},
+	{errOverload, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many requests at once", retry: 1}},
+	{errStreams, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many streams at once", retry: 5}},
+	{errIdle, outcome{code: connect.CodeDeadlineExceeded, kind: "timeout", message: "no message came for too long; resume at acknowledged"}},
+	{errStopping, outcome{code: connect.CodeUnavailable, kind: "not_ready", message: "the node is stopping; resume at acknowledged on another", retry: 1}},
+
+	{context.Canceled, outcome{code: connect.CodeCanceled, kind: "canceled", message: "the call was canceled; whether it was carried out is open"}},
+	{context.DeadlineExceeded, outcome{code: connect.CodeDeadlineExceeded, kind: "timeout", message: "the call took too long; whether it was carried out is open"}},
+}
+
+// internal is the outcome of everything that is not in the table.
+var internal = outcome{code: connect.CodeInternal, kind: "internal", message: "internal error"}
+
+// inField says in which field of the request an error arose.
+type inField struct {
+	field string
+	err   error
+}
+
+func (e *inField) Error() string { return e.field + ": " + e.err.Error() }
+func (e *inField) Unwrap() error { return e.err }
+
+// bad is a field of a request that can never be accepted as it is.
+func bad(field, kind, valueKind, limit string) error {
+	return &revocation.FieldError{Field: field, Kind: kind, ValueKind: valueKind, Limit: limit}
+}
+
+// outcomeOf judges an error; known is false if it is in no table.
+func outcomeOf(err error) (o outcome, valueKind string, known bool) {
+	for _, row := range outcomes {
+		if errors.Is(err, row.err) {
+			o, known = row.outcome, true
+			break
+		}
+	}
+	if field, ok := errors.AsType[*revocation.FieldError](err); ok {
+		if !known {
+			o, known = outcome{code: connect.CodeInvalidArgument, kind: field.Kind, field: field.Field, message: field.Error()}, true
+		}
+		if o.limit == "" {
+			o.limit, valueKind = field.Limit, field.ValueKind
+		}
+	}
+	if !known {
+		o = internal
+	}
+	if where, ok := errors.AsType[*inField](err); ok && known {
+		o.field = where.field
+	}
+	return o, valueKind, known
+}
+
+// refusal returns an error as the caller sees it, and counts it. What is not in the table is logged, once.
+func (s *Server) refusal(err error, method string) *connect.Error {
+	if coded, ok := errors.AsType[*connect.Error](err); ok {
+		return coded // by connect itself, or from here
+	}
+	o, valueKind, known := outcomeOf(err)
+	s.metrics.refused(o.kind)
+	coded := connect.NewError(o.code, &told{o.message, err})
+	if detail, err := connect.NewErrorDetail(detailOf(o, valueKind)); err == nil {
+		coded.AddDetail(detail)
+	}
+	if o.retry > 0 {
+		coded.Meta().Set("Retry-After", strconv.Itoa(o.retry))
+	}
+	if !known {
+		coded.Meta().Set(headerRequestID, s.unexpected(err, method))
+	}
+	return coded
+}
+
+// told is an error with the text that its receiver may read.
+type told struct {
+	message string
+	cause   error
+}
+
+func (e *told) Error() string { return e.message }
+func (e *told) Unwrap() error { return e.cause }
+
+// itemError is refusal for one item of several.
+func (s *Server) itemError(err error, method string) *revokdv1.ItemError {
+	o, valueKind, known := outcomeOf(err)
+	s.metrics.refused(o.kind)
+	if !known {
+		s.unexpected(err, method)
+	}
+	return &revokdv1.ItemError{Code: o.code.String(), Message: o.message, Detail: detailOf(o, valueKind)}
+}
+
+func detailOf(o outcome, valueKind string) *revokdv1.ErrorDetail {
+	return &revokdv1.ErrorDetail{Kind: o.kind, Field: o.field, Limit: o.limit, ValueKind: valueKind}
+}
+
+const headerRequestID = "X-Request-Id"
+
+// unexpected logs an error that nobody foresaw, and returns the id under which it is found.
+func (s *Server) unexpected(err error, method string) string {
+	var b [8]byte
+	rand.Read(b[:])
+	id := hex.EncodeToString(b[:])
+	s.log.Error("request failed", "method", method, "request", id, "type", fmt.Sprintf("%T", err), "error", err)
+	return id
+}

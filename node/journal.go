@@ -1,9 +1,11 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -21,6 +23,7 @@ const (
 	metaShape  = "shape/"  // + id: the definition
 	metaOrigin = "origin/" // + index: epoch, 8 bytes
 	metaTime   = "time"    // guarded time, Unix milliseconds, 8 bytes: see clock.GuardConfig.HighWater
+	metaPolicy = "policy"  // the policy in force, JSON: see revocation.Policy.Succeed
 )
 
 func (n *Node) openJournal() error {
@@ -65,10 +68,11 @@ func (d *disk) commit(ctx context.Context, w *writing) error {
 type onDisk struct {
 	shapes  map[revocation.ShapeID]bool
 	origins map[uint32]bool // false: no record has a number of it, so that it may go
+	policy  []byte
 }
 
-// housekeeping is a batch that forgets shapes and origins without records, and states the time.
-type housekeeping struct{}
+// housekeeping is a batch that states the time and the policy, and forgets shapes and origins without records.
+type housekeeping struct{ policy []byte }
 
 // assign is called in commit order before a batch is encoded: numbers are given here, so that they follow each
 // other on disk, and a batch brings the definitions that the disk does not have.
@@ -83,7 +87,7 @@ func (n *Node) assign(b *journal.Batch) {
 			binary.BigEndian.PutUint64(b.Records[i*entrySize+revocation.RecordSize:], e.dot)
 			n.bring(b, e.shape)
 		}
-	case housekeeping:
+	case *housekeeping:
 		live := make(map[revocation.ShapeID]bool)
 		for _, s := range n.table.Shapes() {
 			live[s.ID()] = true
@@ -102,6 +106,10 @@ func (n *Node) assign(b *journal.Batch) {
 			}
 		}
 		b.Meta = append(b.Meta, journal.Meta{Key: metaTime, Value: binary.BigEndian.AppendUint64(nil, uint64(n.Now()))})
+		if policy, err := json.Marshal(n.Policy()); err == nil && !bytes.Equal(policy, n.onDisk.policy) {
+			b.Meta = append(b.Meta, journal.Meta{Key: metaPolicy, Value: policy})
+			w.policy = policy
+		}
 	}
 }
 
@@ -137,19 +145,22 @@ func (n *Node) newOrigin(b *journal.Batch) {
 
 // committed is called in commit order after a batch is durable or has failed.
 func (n *Node) committed(b *journal.Batch, err error) {
-	w, ok := b.User.(*writing)
-	if !ok {
-		return
-	}
-	if err != nil {
-		n.origin.epoch = 0 // a number may be on disk or not: it is never given again
-	} else {
-		for _, e := range w.entries {
-			n.onDisk.shapes[e.shape.ID()] = true
+	switch w := b.User.(type) {
+	case *writing:
+		if err != nil {
+			n.origin.epoch = 0 // a number may be on disk or not: it is never given again
+		} else {
+			for _, e := range w.entries {
+				n.onDisk.shapes[e.shape.ID()] = true
+			}
+			n.onDisk.origins[n.origin.index] = true
 		}
-		n.onDisk.origins[n.origin.index] = true
+		n.merged(w, err)
+	case *housekeeping:
+		if err == nil && w.policy != nil {
+			n.onDisk.policy = w.policy
+		}
 	}
-	n.merged(w, err)
 }
 
 // start reads the journal into the table.
@@ -187,6 +198,19 @@ func (n *Node) readMeta() error {
 	if b, ok := n.journal.Get(metaTime); ok && len(b) == 8 {
 		n.setGuard(time.UnixMilli(int64(binary.BigEndian.Uint64(b))))
 	}
+	if b, ok := n.journal.Get(metaPolicy); ok {
+		var earlier revocation.Policy
+		if err := json.Unmarshal(b, &earlier); err != nil {
+			return fmt.Errorf("the policy in the journal: %w", err)
+		}
+		if err := earlier.Validate(); err != nil {
+			return fmt.Errorf("the policy in the journal: %w", err)
+		}
+		n.onDisk.policy = b
+		p := *n.table.Policy()
+		p.Succeed(&earlier, max(n.Now(), n.cfg.Clock.Now().UnixMilli()))
+		n.table.SetPolicy(&p)
+	}
 	for _, key := range n.journal.Keys(metaShape) {
 		b, _ := n.journal.Get(key)
 		s, err := revocation.ParseShape(b)
@@ -209,15 +233,27 @@ func (n *Node) readMeta() error {
 	return nil
 }
 
-// runJournal keeps the journal until ctx ends.
-func (n *Node) runJournal(ctx context.Context) error {
+// runJournal starts what keeps the journal until ctx ends, and returns when the policy in force is on disk: records
+// are kept as long as it says, so the next start must know it.
+func (n *Node) runJournal(ctx context.Context, g *errgroup.Group) error {
 	if n.journal == nil {
-		<-ctx.Done()
 		return nil
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	policy, err := json.Marshal(n.Policy())
+	if err != nil {
+		return fmt.Errorf("encode the policy: %w", err)
+	}
+	changed := !bytes.Equal(policy, n.onDisk.policy)
 	g.Go(func() error { return n.journal.Run(ctx) })
-	g.Go(func() error { return n.every(ctx, markEvery, func() { n.keepHouse(ctx) }) })
+	if changed {
+		if err := n.keepHouse(ctx); err != nil {
+			return fmt.Errorf("keep the policy: %w", err)
+		}
+	}
+	g.Go(func() error {
+		// A failure shows in the state of the journal.
+		return n.every(ctx, markEvery, func() { _ = n.keepHouse(ctx) })
+	})
 	g.Go(func() error {
 		return n.every(ctx, expireEvery, func() {
 			if err := n.journal.Expire(ctx, n.Now()/1000); err != nil && ctx.Err() == nil {
@@ -225,12 +261,11 @@ func (n *Node) runJournal(ctx context.Context) error {
 			}
 		})
 	})
-	return g.Wait()
+	return nil
 }
 
-// keepHouse writes the time, and forgets definitions that nothing uses. A failure shows in the journal's state.
-func (n *Node) keepHouse(ctx context.Context) {
-	_ = n.journal.Append(ctx, &journal.Batch{User: housekeeping{}})
+func (n *Node) keepHouse(ctx context.Context) error {
+	return n.journal.Append(ctx, &journal.Batch{User: new(housekeeping)})
 }
 
 func (n *Node) progress(p journal.Progress) {

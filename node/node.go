@@ -184,15 +184,15 @@ func (n *Node) Run(ctx context.Context) error {
 		if err := n.start(ctx); err != nil {
 			return err
 		}
+		if err := n.runJournal(ctx, g); err != nil {
+			return err
+		}
 		n.complete.Store(true)
 		n.log.Info("ready", "records", n.table.Stats(n.Now()).Items, "durability", n.cfg.Durability.String())
-		g.Go(func() error {
-			return n.every(ctx, n.cfg.SweepEvery, func() {
-				n.table.Sweep(n.Now())
-				n.calls.sweep(n.cfg.Clock.Mono())
-			})
+		return n.every(ctx, n.cfg.SweepEvery, func() {
+			n.table.Sweep(n.Now())
+			n.calls.sweep(n.cfg.Clock.Mono())
 		})
-		return n.runJournal(ctx)
 	})
 	err := g.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {

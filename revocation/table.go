@@ -103,6 +103,9 @@ func (t *Table) Key() Key { return t.key }
 // Policy returns the policy in force; it is not to be changed.
 func (t *Table) Policy() *Policy { return t.policy.Load() }
 
+// SetPolicy puts another policy in force, which must have been validated and is not to be changed afterwards; see [Policy.Succeed].
+func (t *Table) SetPolicy(p *Policy) { t.policy.Store(p) }
+
 func (t *Table) deadline(expiresAt uint32) uint32 { return addSat(expiresAt, t.slack) }
 
 func addSat(a, b uint32) uint32 {

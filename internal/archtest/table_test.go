@@ -1,0 +1,89 @@
+package archtest
+
+// imports has a row for each package: what it may import of this module, from the edges down. Tests may import anything.
+var imports = map[string]string{
+	// Edges
+	"cmd/revokd":               "cmd/revokd/internal/bulk internal/app internal/app/atomicfile proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
+	"cmd/revokd/internal/bulk": "internal/app/atomicfile proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
+	"internal/app":             "internal/api internal/app/atomicfile internal/clock internal/devissuer node revocation token ttlstore",
+	"internal/app/atomicfile":  "",
+	"internal/api":             "internal/devissuer journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
+	"internal/devissuer":       "token revocation",
+
+	// Process
+	"node": "internal/clock internal/faults journal revocation ttlstore",
+
+	// Meaning: the only packages that know what a token is
+	"revocation": "ttlstore",
+	"token":      "revocation",
+
+	// Movement
+	"journal": "internal/faults",
+
+	// Mechanism: keys, bits, deadlines
+	"ttlstore": "bloom",
+	"bloom":    "",
+
+	// The public API, generated
+	"proto":                           "",
+	"proto/revokd/v1":                 "",
+	"proto/revokd/v1/revokdv1connect": "proto/revokd/v1",
+
+	// Seams for tests
+	"internal/clock":           "internal/faults",
+	"internal/clock/clocktest": "internal/clock",
+	"internal/faults":          "",
+	"internal/archtest":        "",
+}
+
+// wordless packages are mechanism: they could be used elsewhere, and the word token does not occur in them.
+var wordless = []string{"bloom", "ttlstore", "journal"}
+
+// clockReaders read the clock of the system, each for a reason. Everybody else is given the time.
+var clockReaders = map[string]string{
+	"internal/clock":  "the seam itself",
+	"internal/faults": "looks at its control file at most every 10 ms, in test builds",
+	"internal/api":    "deadlines of connections and durations in metrics, which no verdict depends on",
+	"cmd/revokd":      "turns the durations that a user types into instants, and shows progress",
+}
+
+// panics may stop the process or a request, each for a reason. In commands and tests anything may.
+var panics = map[string]string{
+	"internal/faults/on.go":           "a test whose fault is not there would prove nothing; test builds only",
+	"internal/clock/system_faults.go": "the same",
+	"internal/api/interceptor.go":     "passes on http.ErrAbortHandler, which net/http wants",
+	"internal/api/guard.go":           "http.ErrAbortHandler closes a connection without an answer",
+	"revocation/match.go":             "Must form, for constants in tests and examples",
+}
+
+// library is a module that this one imports by name.
+type library struct {
+	path    string
+	licence string
+	why     string
+	users   string // packages that may import it; tests may import any
+}
+
+// libraries are the direct dependencies. An entry is a decision: its code runs in front of a login.
+var libraries = []library{
+	{"connectrpc.com/connect", "Apache-2.0", "the API as gRPC and JSON on one port", "internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1/revokdv1connect"},
+	{"connectrpc.com/grpchealth", "Apache-2.0", "the health service that gRPC clients ask", "internal/api"},
+	{"connectrpc.com/grpcreflect", "Apache-2.0", "lets grpcurl list the API", "internal/api"},
+	{"github.com/MicahParks/jwkset", "Apache-2.0", "JSON web keys", "token internal/devissuer"},
+	{"github.com/MicahParks/keyfunc/v3", "Apache-2.0", "key sets for golang-jwt", "token"},
+	{"github.com/bits-and-blooms/bloom/v3", "BSD-2-Clause", "sizes of filters, and the layout that other languages read", "bloom"},
+	{"github.com/dchest/siphash", "CC0-1.0", "SipHash-128, the PRF of fingerprints", "revocation"},
+	{"github.com/golang-jwt/jwt/v5", "MIT", "parses and verifies tokens", "token internal/devissuer"},
+	{"github.com/hashicorp/go-hclog", "MIT", "logs", "cmd/revokd internal/app internal/api token node journal"},
+	{"github.com/mattn/go-isatty", "MIT", "whether a person or a program reads the output", "cmd/revokd"},
+	{"github.com/prometheus/client_golang", "Apache-2.0", "metrics, at the edge only", "internal/api"},
+	{"github.com/rogpeppe/go-internal", "BSD-3-Clause", "command-line scripts in tests", ""},
+	{"github.com/spf13/cobra", "Apache-2.0", "commands, help and shell completion", "cmd/revokd"},
+	{"github.com/spf13/pflag", "BSD-3-Clause", "flags of cobra", "cmd/revokd"},
+	{"go.uber.org/goleak", "MIT", "finds goroutines without an owner in tests", ""},
+	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "node internal/app internal/api token cmd/revokd cmd/revokd/internal/bulk"},
+	{"golang.org/x/sys", "BSD-3-Clause", "CLOCK_BOOTTIME, and the system calls of files and memory", "internal/clock journal ttlstore"},
+	{"golang.org/x/time", "BSD-3-Clause", "limits of request rates", "internal/api"},
+	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "internal/api cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1 proto/revokd/v1/revokdv1connect"},
+	{"pgregory.net/rapid", "MPL-2.0", "property tests", ""},
+}

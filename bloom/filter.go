@@ -85,9 +85,8 @@ func (f *Filter) Add(hi, lo uint64) {
 	h := hash(hi, lo)
 	for i := range f.k {
 		at := h.location(i) % f.m
-		word, bit := &f.words[at/64], uint64(1)<<(at%64)
-		if atomic.LoadUint64(word)&bit == 0 { // leaves lines that others read alone
-			atomic.OrUint64(word, bit)
+		if !f.bit(at) { // leaves lines that others read alone
+			atomic.OrUint64(&f.words[at/64], 1<<(at%64))
 		}
 	}
 	f.count.Add(1)
@@ -95,15 +94,25 @@ func (f *Filter) Add(hi, lo uint64) {
 
 // Has reports false if the key was certainly not added, true if it may have been.
 func (f *Filter) Has(hi, lo uint64) bool {
-	h := hash(hi, lo)
-	for i := range f.k {
-		at := h.location(i) % f.m
-		if atomic.LoadUint64(&f.words[at/64])&(1<<(at%64)) == 0 {
+	if f.k == 0 {
+		return true
+	}
+	b := mixBlock(hi, lo)
+	h0, h1 := b.first()
+	if !f.bit(h0 % f.m) { // location 0: every other absent key ends here, without the second hash
+		return false
+	}
+	h2, h3 := b.second()
+	h := hashes{h0, h1, h2, h3}
+	for i := uint64(1); i < f.k; i++ {
+		if !f.bit(h.location(i) % f.m) {
 			return false
 		}
 	}
 	return true
 }
+
+func (f *Filter) bit(at uint64) bool { return atomic.LoadUint64(&f.words[at/64])&(1<<(at%64)) != 0 }
 
 // M returns the number of bits.
 func (f *Filter) M() uint64 { return f.m }

@@ -134,20 +134,22 @@ func TestFillRatio(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
-	for _, test := range []struct {
+	type size struct {
 		n    uint64
 		rate float64
-	}{{1, MinRate}, {1, MaxRate}, {1000, 0.01}, {12345, 1e-6}} {
+	}
+	sizes := []size{{1, MinRate}, {1, MaxRate}, {12345, 1e-6}}
+	for n := range uint64(1000) {
+		sizes = append(sizes, size{n + 1, 0.01})
+	}
+	for _, test := range sizes {
 		f := mustNew(t, test.n, test.rate)
 		m, k := library.EstimateParameters(uint(test.n), test.rate)
 		if f.M() < uint64(m) || f.M() >= uint64(m)+64 || f.M()%64 != 0 || f.K() != uint64(k) {
 			t.Errorf("%d keys at %g: m %d, k %d; the library says %d, %d", test.n, test.rate, f.M(), f.K(), m, k)
 		}
 	}
-	for _, test := range []struct {
-		n    uint64
-		rate float64
-	}{{0, 0.01}, {MaxKeys + 1, 0.01}, {MaxKeys, MinRate}, {10, 0}, {10, -1}, {10, 0.51}, {10, MinRate / 2}, {10, math.NaN()}, {10, math.Inf(1)}} {
+	for _, test := range []size{{0, 0.01}, {MaxKeys + 1, 0.01}, {MaxKeys, MinRate}, {10, 0}, {10, -1}, {10, 0.51}, {10, MinRate / 2}, {10, math.NaN()}, {10, math.Inf(1)}} {
 		if f, err := New(test.n, test.rate); f != nil || !errors.Is(err, ErrSize) {
 			t.Errorf("%d keys at %g: %v", test.n, test.rate, err)
 		}

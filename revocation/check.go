@@ -1,11 +1,10 @@
 package revocation
 
-import (
-	"github.com/revokd/revokd/ttlstore"
-)
+import "github.com/revokd/revokd/ttlstore"
 
-// pendingProbes is how many probes a check keeps in flight: what a token needs at six live shapes, and then some.
-const pendingProbes = 16
+// maxPending is how many probes a check keeps in flight: one for each class and list of names of twice
+// as many live shapes as the usual token meets. What does not fit is asked in further rounds.
+const maxPending = 12
 
 // Pending is a check that has begun: its fingerprints are made and the memory they need is on its way. It
 // belongs to one goroutine; the zero value is ready for [Table.Begin], and a Pending may be used again.
@@ -13,17 +12,17 @@ type Pending struct {
 	table  *Table
 	view   *view
 	claims *Claims
-	now    int64
-	cursor cursor
-	used   int // probes made so far, all rounds
-	n      int // probes in flight
-	cause  Cause
-	probes [pendingProbes]probe
-}
+	now    uint32 // seconds
+	cause  Cause  // why the token cannot be Active
+	done   bool   // the walk is complete: nothing is left to ask but what is in flight
+	used   uint8  // probes made so far, all rounds
+	n      uint8  // probes in flight
 
-// cursor is where the walk over groups, array elements and entries goes on.
-type cursor struct {
-	group, elem, entry int
+	// Where the walk goes on.
+	group       int32
+	elem, entry int32
+
+	probes [maxPending]probe
 }
 
 type probe struct {
@@ -44,25 +43,23 @@ func (t *Table) Check(c *Claims, now int64) Verdict {
 // Begin starts a check: it hashes and requests memory, so that [Pending.End] finds it in the cache.
 // Begin before verifying a signature, End after it. c must not change in between.
 func (t *Table) Begin(c *Claims, now int64, p *Pending) {
-	p.table, p.view, p.claims, p.now = t, t.view.Load(), c, now
-	p.cursor, p.used, p.n, p.cause = cursor{}, 0, 0, CauseNone
+	p.table, p.view, p.claims, p.now = t, t.view.Load(), c, unixSeconds(now)
+	p.cause, p.done, p.used, p.n = t.lifetimeCause(c, now), false, 0, 0
+	p.group, p.elem, p.entry = 0, 0, 0
 	p.fill()
 }
 
-// fill puts probes in flight until there is no room or no more to ask. It reports whether the walk is complete.
-func (p *Pending) fill() (complete bool) {
-	sec := unixSeconds(p.now)
-	for ; p.cursor.group < len(p.view.groups); p.cursor = (cursor{group: p.cursor.group + 1}) {
-		g := p.view.groups[p.cursor.group]
-		live := false
-		for i := range g.entries {
-			live = live || g.entries[i].horizon.Load() >= sec
-		}
-		if !live {
+// fill puts probes in flight until there is no room or no more to ask.
+func (p *Pending) fill() {
+	for ; int(p.group) < len(p.view.groups); p.group, p.elem, p.entry = p.group+1, 0, 0 {
+		g := &p.view.groups[p.group]
+		entries := p.view.entries[g.from:g.to]
+		if !anyLive(entries, p.now) {
 			continue
 		}
-		var values [MaxMatchClaims]Value
-		array, n, outcome := g.values(p.claims, &values)
+		var room [maxShapeNames]*Value
+		values := room[:g.n]
+		elems, at, outcome := g.values(p.claims, values)
 		switch outcome {
 		case KindMissing:
 			continue
@@ -70,93 +67,98 @@ func (p *Pending) fill() (complete bool) {
 			p.cause = CauseClaim
 			continue
 		}
-		for ; p.cursor.elem < n; p.cursor.elem, p.cursor.entry = p.cursor.elem+1, 0 {
-			if array >= 0 {
-				v := p.claims.get(g.known[array], g.names[array])
-				values[array] = p.claims.elements(v)[p.cursor.elem]
+		combinations := 1
+		if at >= 0 {
+			combinations = len(elems)
+		}
+		for ; int(p.elem) < combinations; p.elem, p.entry = p.elem+1, 0 {
+			if at >= 0 {
+				values[at] = &elems[p.elem]
 			}
-			base, hashed := Fingerprint{}, false
-			for ; p.cursor.entry < len(g.entries); p.cursor.entry++ {
-				e := &g.entries[p.cursor.entry]
-				if e.horizon.Load() < sec {
+			var base Fingerprint
+			hashed := false
+			for ; int(p.entry) < len(entries); p.entry++ {
+				e := &entries[p.entry]
+				if e.horizon.Load() < p.now {
 					continue
 				}
-				if p.n == len(p.probes) {
-					return false
+				if p.n == maxPending {
+					return
 				}
 				if p.used == MaxProbes {
-					p.cause = CauseProbes
-					return true
+					p.cause, p.done = CauseProbes, true
+					return
 				}
 				if !hashed {
-					base, hashed = p.table.hash.fingerprint(&g.prefix, values[:len(g.names)]), true
+					base, hashed = g.start.hash(values), true
 				}
 				f := base.xor(e.tweak)
 				q := &p.probes[p.n]
 				q.key = ttlstore.Key{Hi: f.Hi, Lo: f.Lo}
 				q.probe = p.table.store.Prepare(q.key)
-				q.entry, q.elem = e, int32(p.cursor.elem)
+				q.entry, q.elem = e, p.elem
 				p.n++
 				p.used++
 			}
 		}
 	}
-	return true
+	p.done = true
 }
 
-func (c *Claims) get(known int8, name string) Value {
-	if known >= 0 {
-		return c.known[known]
+func anyLive(entries []entry, now uint32) bool {
+	for i := range entries {
+		if entries[i].horizon.Load() >= now {
+			return true
+		}
 	}
-	return c.other(name)
+	return false
 }
 
-// values collects the claims that g names. array is the position of an array claim or -1, n the number of
-// combinations. outcome is KindMissing if a claim is not there, so that nothing can match, KindUnusable if one
+// values collects the claims that g names. If one is an array, at is its position and elems are what is to take its place in
+// turn, else at is -1. outcome is KindMissing if a claim is not there, so that nothing can match, KindUnusable if one
 // cannot be compared, else KindString.
-func (g *group) values(c *Claims, out *[MaxMatchClaims]Value) (array, n int, outcome Kind) {
-	array, n, outcome = -1, 1, KindString
-	for i, known := range g.known {
-		v := c.get(known, g.names[i])
-		switch v.kind {
+func (g *group) values(c *Claims, out []*Value) (elems []Value, at int, outcome Kind) {
+	at, outcome = -1, KindString
+	for i := range out {
+		if k := g.known[i]; k >= 0 {
+			out[i] = &c.known[k]
+		} else {
+			out[i] = c.value(&g.names[i])
+		}
+		switch out[i].kind {
 		case KindMissing:
-			return array, 0, KindMissing
+			return nil, -1, KindMissing
 		case KindUnusable:
 			outcome = KindUnusable
 		case KindArray:
-			if array >= 0 {
+			if at >= 0 {
 				outcome = KindUnusable // one array claim in a shape at most
 			}
-			array, n = i, int(v.n&0xff)
+			elems, at = c.elements(out[i]), i
 		}
-		out[i] = v
 	}
-	return array, n, outcome
+	return elems, at, outcome
 }
 
-// End finishes the check.
+// End finishes the check. The verdict of a Pending that was never begun is the zero Verdict.
 func (p *Pending) End() Verdict {
-	for complete := false; ; {
-		// Which part of the walk is in flight was decided by the fill before; a second fill tells whether there is more.
-		for i := range p.n {
+	if p.table == nil {
+		return Verdict{}
+	}
+	for {
+		for i := range p.probes[:p.n] {
 			q := &p.probes[i]
-			if p.table.store.HasProbe(&q.probe, unixSeconds(p.now)) {
+			if p.table.store.HasProbe(&q.probe, p.now) {
 				if rule, revoked := p.judge(q); revoked {
 					return Verdict{Status: Revoked, Rule: rule}
 				}
 			}
 		}
-		if complete {
+		if p.done {
 			break
 		}
 		p.n = 0
-		complete = p.fill()
-		if p.n == 0 {
-			break
-		}
-	}
-	if p.cause == CauseNone {
-		p.cause = p.table.lifetimeCause(p.claims, p.now)
+		p.fill()
 	}
 	if p.cause != CauseNone {
 		return Verdict{Status: Unknown, Cause: p.cause}
@@ -166,22 +168,25 @@ func (p *Pending) End() Verdict {
 
 // judge looks at the record of a probe that hit, and notes in p.cause what cannot be judged.
 func (p *Pending) judge(q *probe) (Rule, bool) {
-	it, ok := p.table.store.Lookup(q.key, unixSeconds(p.now))
+	it, ok := p.table.store.Lookup(q.key, p.now)
 	if !ok {
 		return Rule{}, false
 	}
-	r := p.table.unpack(it, q.entry.shape)
-	rule := Rule{Shape: &q.entry.shape.Shape, Class: r.Class, Reason: r.Reason, ExpiresAt: r.ExpiresAt, Value: r.Value}
-	switch effect(r, q.entry.shape, p.claims, p.now) {
+	s := q.entry.shape
+	r := p.table.unpack(it, s)
+	switch effect(r, s, p.claims, p.now) {
 	case effectRevokes:
-		if r.Class == ClassIssuedBefore && p.table.kept(q.entry.shape, p.claims, q.elem, r.Value, p.now) {
-			return rule, false
+		if r.Class != ClassIssuedBefore || !p.table.kept(s, p.claims, q.elem, r.Value, p.now) {
+			return r.rule(s), true
 		}
-		return rule, true
 	case effectUnknown:
 		p.cause = CauseClass
 	}
-	return rule, false
+	return Rule{}, false
+}
+
+func (r Record) rule(s *shape) Rule {
+	return Rule{Shape: &s.Shape, Class: r.Class, Reason: r.Reason, ExpiresAt: r.ExpiresAt, Value: r.Value}
 }
 
 type effectKind uint8
@@ -193,7 +198,7 @@ const (
 )
 
 // effect says what a record that matches by its fingerprint does to a token, keeps apart.
-func effect(r Record, s *shape, c *Claims, now int64) effectKind {
+func effect(r Record, s *shape, c *Claims, now uint32) effectKind {
 	switch r.Class {
 	case ClassDeny:
 		return effectRevokes
@@ -203,12 +208,12 @@ func effect(r Record, s *shape, c *Claims, now int64) effectKind {
 		}
 		return effectRevokes
 	case ClassBelow:
-		if n, ok := c.Lookup(s.Compared).AsInt(); ok && n >= r.Value {
+		if n, ok := c.value(&s.compared).AsInt(); ok && n >= r.Value {
 			return effectNone
 		}
 		return effectRevokes
 	case ClassBlock:
-		if now > int64(r.ExpiresAt)*1000+999 {
+		if now > r.ExpiresAt {
 			return effectNone // a block ends at its ExpiresAt; the slack only keeps it as what unblocks are compared with
 		}
 		return effectRevokes
@@ -220,43 +225,31 @@ func effect(r Record, s *shape, c *Claims, now int64) effectKind {
 
 // kept reports whether a keep exempts the token from a cutoff: one made with that shape and these very values
 // (those of array element elem), by a request whose cutoff was not lower.
-func (t *Table) kept(s *shape, c *Claims, elem int32, threshold, now int64) bool {
+func (t *Table) kept(s *shape, c *Claims, elem int32, threshold int64, now uint32) bool {
 	for _, k := range s.keeps {
-		if t.keepCovers(k, c, elem, threshold, now) {
+		if k.horizon.Load() >= now && t.keepCovers(k, c, elem, threshold, now) {
 			return true
 		}
 	}
 	return false
 }
 
-func (t *Table) keepCovers(k *shape, c *Claims, elem int32, threshold, now int64) bool {
-	if k.horizon.Load() < unixSeconds(now) {
-		return false
-	}
-	var values [maxShapeNames]Value
-	for i, name := range k.Names {
-		val := c.Lookup(name)
-		if val.kind == KindArray && inDeny(k, i) {
-			val = c.elements(val)[elem]
+func (t *Table) keepCovers(k *shape, c *Claims, elem int32, threshold int64, now uint32) bool {
+	var room [maxShapeNames]*Value
+	values := room[:len(k.names)]
+	for i := range values {
+		v := c.value(&k.names[i])
+		if v.kind == KindArray && k.inCutoff[i] {
+			v = &c.elements(v)[elem]
 		}
-		if !val.scalar() {
-			return false
+		if !v.scalar() {
+			return false // an exemption that cannot be judged is none
 		}
-		values[i] = val
+		values[i] = v
 	}
-	f := t.hash.fingerprint(&k.prefix, values[:len(k.Names)]).xor(k.keepTweak)
-	it, ok := t.store.Lookup(ttlstore.Key{Hi: f.Hi, Lo: f.Lo}, unixSeconds(now))
+	f := k.start.hash(values).xor(k.entry(ClassKeep).tweak)
+	it, ok := t.store.Lookup(ttlstore.Key{Hi: f.Hi, Lo: f.Lo}, now)
 	return ok && int64(it.Data[0]) >= threshold
-}
-
-// inDeny reports whether the name at position i of a keep's shape is one of the cutoff it belongs to.
-func inDeny(k *shape, i int) bool {
-	for _, at := range k.keepFrom {
-		if int(at) == i {
-			return true
-		}
-	}
-	return false
 }
 
 // lifetimeCause says whether records about the token may be gone already: it lives longer than its issuer's

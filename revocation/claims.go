@@ -2,7 +2,6 @@ package revocation
 
 import (
 	"encoding/hex"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -81,11 +80,13 @@ func (c *Claims) SetStrings(name string, values ...string) error {
 	if err != nil {
 		return err
 	}
-	start := len(c.elems)
-	for _, s := range values {
-		c.elems = append(c.elems, String(s))
+	start, comparable := len(c.elems), true
+	for _, s := range values[:min(len(values), MaxArrayElements+1)] {
+		v := String(s)
+		c.elems = append(c.elems, v)
+		comparable = comparable && v.scalar()
 	}
-	c.set(name, c.array(start))
+	c.set(name, c.array(start, comparable))
 	if name == "iat" || name == "exp" {
 		c.setTime(name, "")
 	}
@@ -135,37 +136,56 @@ func (c *Claims) CheckExpiresAt() error {
 // Lookup returns the claim with a canonical name: the zero Value if the token has none, and an unusable
 // one if a pointer leads into an array.
 func (c *Claims) Lookup(name string) Value {
-	if i := knownIndex(name); i >= 0 {
-		return c.known[i]
-	}
-	return c.other(name)
+	n := newClaimName(name)
+	return *c.value(&n)
 }
 
-func (c *Claims) other(name string) Value {
-	if i, ok := c.search(name); ok {
-		return c.others[i].value
-	}
+// claimName is a canonical name with what a check needs to find it without allocating.
+type claimName struct {
+	name  string
+	known int8        // its place in Claims.known, -1 if it has none
+	above []claimName // of a pointer: what it leads through, innermost first
+}
+
+func newClaimName(name string) claimName {
+	n := claimName{name: name, known: int8(knownIndex(name))}
 	if name != "" && name[0] == '/' {
-		return c.missingPointer(name)
+		for i := strings.LastIndexByte(name, '/'); i > 0; i = strings.LastIndexByte(name[:i], '/') {
+			if parent, err := CanonicalName(name[:i]); err == nil {
+				n.above = append(n.above, claimName{name: parent, known: int8(knownIndex(parent))})
+			}
+		}
 	}
-	return Value{}
+	return n
 }
 
-// missingPointer tells a claim that is not there from one that lies in an array, which a pointer here
-// does not reach and which must therefore not look absent.
-func (c *Claims) missingPointer(name string) Value {
-	for i := strings.LastIndexByte(name, '/'); i > 0; i = strings.LastIndexByte(name[:i], '/') {
-		parent, err := CanonicalName(name[:i])
-		if err != nil {
-			continue
-		}
-		if v := c.Lookup(parent); v.kind == KindArray {
-			return Value{kind: KindUnusable}
-		} else if v.kind == KindUnusable && v.s == unusableArray {
-			return v
+func newClaimNames(names []string) []claimName {
+	list := make([]claimName, len(names))
+	for i, n := range names {
+		list[i] = newClaimName(n)
+	}
+	return list
+}
+
+var (
+	missing  Value
+	unusable = Value{kind: KindUnusable}
+)
+
+func (c *Claims) value(n *claimName) *Value {
+	if n.known >= 0 {
+		return &c.known[n.known]
+	}
+	if i, ok := c.search(n.name); ok {
+		return &c.others[i].value
+	}
+	for i := range n.above {
+		// A pointer does not reach into arrays, so what it names there must not look absent.
+		if v := c.value(&n.above[i]); v.kind == KindArray || v.kind == KindUnusable && v.s == unusableArray {
+			return &unusable
 		}
 	}
-	return Value{}
+	return &missing
 }
 
 func (c *Claims) search(name string) (int, bool) {
@@ -185,23 +205,19 @@ func (c *Claims) set(name string, v Value) {
 	c.others = slices.Insert(c.others, i, claim{name, v})
 }
 
-// array closes the array whose elements begin at start.
-func (c *Claims) array(start int) Value {
+// array returns the array of the elements from start on; one that cannot be compared keeps none.
+func (c *Claims) array(start int, comparable bool) Value {
 	n := len(c.elems) - start
-	if n > MaxArrayElements {
+	if !comparable || n > MaxArrayElements {
+		c.elems = c.elems[:start]
 		return Value{kind: KindUnusable, s: unusableArray}
-	}
-	for _, e := range c.elems[start:] {
-		if !e.scalar() {
-			return Value{kind: KindUnusable, s: unusableArray}
-		}
 	}
 	return Value{kind: KindArray, n: int64(start)<<8 | int64(n)}
 }
 
 const unusableArray = "array"
 
-func (c *Claims) elements(v Value) []Value {
+func (c *Claims) elements(v *Value) []Value {
 	start, n := v.n>>8, v.n&0xff
 	return c.elems[start : start+n]
 }
@@ -225,25 +241,28 @@ func parseNumericDate(lit string) (ms int64, kind string) {
 	if lit == "" {
 		return 0, "no number"
 	}
-	if n, err := strconv.ParseInt(lit, 10, 64); err == nil {
-		switch {
-		case n < 0:
-			return 0, "negative number"
-		case n >= maxNumericDate:
-			return 0, "milliseconds"
-		}
-		return n * 1000, ""
-	}
-	f, err := strconv.ParseFloat(lit, 64)
-	switch {
-	case err != nil || math.IsNaN(f) || math.IsInf(f, 0):
-		return 0, "number"
-	case f < 0:
+	if lit[0] == '-' {
 		return 0, "negative number"
-	case f >= maxNumericDate*1000:
+	}
+	if strings.ContainsAny(lit, "eE") {
+		f, err := strconv.ParseFloat(lit, 64)
+		if err != nil || f >= maxNumericDate*1000 {
+			return 0, "number"
+		}
+		lit = strconv.FormatFloat(f, 'f', -1, 64)
+	}
+	// Decimals are read as they stand: a float between could make another millisecond of 1735689600.999.
+	whole, fraction, _ := strings.Cut(lit, ".")
+	n, err := strconv.ParseInt(whole, 10, 64)
+	switch {
+	case err != nil || n >= maxNumericDate*1000:
 		return 0, "number"
-	case f >= maxNumericDate:
+	case n >= maxNumericDate:
 		return 0, "milliseconds"
 	}
-	return int64(math.Floor(f * 1000)), ""
+	thousandths, err := strconv.ParseInt((fraction + "000")[:3], 10, 64)
+	if err != nil {
+		return 0, "number"
+	}
+	return n*1000 + thousandths, ""
 }

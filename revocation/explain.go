@@ -17,55 +17,52 @@ func (t *Table) Explain(c *Claims, now int64) (Verdict, []Step) {
 	sec := unixSeconds(now)
 	v := t.view.Load()
 	var steps []Step
-	for _, g := range v.groups {
-		var values [MaxMatchClaims]Value
-		array, n, outcome := g.values(c, &values)
-		for i := range g.entries {
-			e := &g.entries[i]
+	for i := range v.groups {
+		g := &v.groups[i]
+		values := make([]*Value, g.n)
+		elems, at, outcome := g.values(c, values)
+		for j := range v.entries[g.from:g.to] {
+			e := &v.entries[int(g.from)+j]
 			if e.horizon.Load() < sec {
 				continue
 			}
-			step := Step{Shape: &e.shape.Shape, Class: e.class}
-			switch outcome {
-			case KindMissing:
-				step.Result = "missing_claim"
-			case KindUnusable:
-				step.Result = "unusable_claim"
-			default:
-				step.Result = "miss"
+			step := Step{Shape: &e.shape.Shape, Class: e.class, Result: "miss"}
+			rounds := 1
+			switch {
+			case outcome == KindMissing:
+				step.Result, rounds = "missing_claim", 0
+			case outcome == KindUnusable:
+				step.Result, rounds = "unusable_claim", 0
+			case at >= 0:
+				rounds = len(elems)
 			}
-			if outcome != KindString {
+			if rounds == 0 {
 				steps = append(steps, step)
-				continue
 			}
-			for elem := range n {
-				if array >= 0 {
-					claimed := c.get(g.known[array], g.names[array])
-					values[array] = c.elements(claimed)[elem]
+			for k := range rounds {
+				if at >= 0 {
+					values[at] = &elems[k]
 				}
-				f := t.hash.fingerprint(&g.prefix, values[:len(g.names)]).xor(e.tweak)
-				steps = append(steps, t.explainOne(step, f, e, c, int32(elem), now))
-			}
-			if n == 0 {
-				steps = append(steps, step)
+				steps = append(steps, t.explain(step, g.start.hash(values).xor(e.tweak), e.shape, c, int32(k), sec))
 			}
 		}
 	}
 	return verdict, steps
 }
 
-func (t *Table) explainOne(step Step, f Fingerprint, e *entry, c *Claims, elem int32, now int64) Step {
-	it, ok := t.store.Lookup(ttlstore.Key{Hi: f.Hi, Lo: f.Lo}, unixSeconds(now))
+// explain returns step with what was found under a fingerprint.
+func (t *Table) explain(step Step, f Fingerprint, s *shape, c *Claims, elem int32, now uint32) Step {
+	it, ok := t.store.Lookup(ttlstore.Key{Hi: f.Hi, Lo: f.Lo}, now)
 	if !ok {
 		return step
 	}
-	r := t.unpack(it, e.shape)
-	step.Class = r.Class
-	step.Found = &Rule{Shape: &e.shape.Shape, Class: r.Class, Reason: r.Reason, ExpiresAt: r.ExpiresAt, Value: r.Value}
-	switch effect(r, e.shape, c, now) {
+	r := t.unpack(it, s)
+	found := r.rule(s)
+	step.Class, step.Found = r.Class, &found
+	switch effect(r, s, c, now) {
 	case effectRevokes:
 		step.Result = "revokes"
-		if r.Class == ClassIssuedBefore && t.kept(e.shape, c, elem, r.Value, now) {
+		if r.Class == ClassIssuedBefore && t.kept(s, c, elem, r.Value, now) {
 			step.Result = "kept"
 		}
 	case effectUnknown:

@@ -4,8 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-
-	"github.com/dchest/siphash"
 )
 
 // Key is the secret of a cluster under which fingerprints are made. All its nodes and clients share
@@ -29,8 +27,8 @@ func (id KeyID) String() string {
 
 // Fingerprint stands for a rule class, a shape and the values of a match.
 //
-// It is SipHash-2-4-128 under the cluster's [Key] (a PRF: Aumasson and Bernstein 2012, so that whoever chooses
-// claim values cannot aim at another's fingerprint), over
+// It is SipHash-2-4-128 under the cluster's [Key] (a PRF, so that whoever chooses claim values cannot aim at
+// another's fingerprint), over
 //
 //	SHA-256("revokd names" | names)[:16] | for each name in order: type 1 | length 2 | value
 //
@@ -39,23 +37,13 @@ type Fingerprint struct{ Hi, Lo uint64 }
 
 func (f Fingerprint) xor(t Fingerprint) Fingerprint { return Fingerprint{f.Hi ^ t.Hi, f.Lo ^ t.Lo} }
 
-// hasher holds the two words of a Key.
-type hasher struct{ k0, k1 uint64 }
+// prefixSize is the length of what opens the PRF's input: the names, in 128 bits that nobody can make collide.
+const prefixSize = 16
 
-func newHasher(k Key) hasher {
-	return hasher{binary.LittleEndian.Uint64(k[:8]), binary.LittleEndian.Uint64(k[8:])}
-}
-
-func (h hasher) sum(b []byte) Fingerprint {
-	hi, lo := siphash.Hash128(h.k0, h.k1, b)
-	return Fingerprint{hi, lo}
-}
-
-// namesPrefix opens the PRF's input: the names, in 128 bits that nobody can make collide.
-func namesPrefix(names []string) (p [16]byte) {
+// start returns the state of the PRF behind the names.
+func (k Key) start(names []string) sip {
 	sum := sha256.Sum256(appendNames([]byte("revokd names\x00"), names))
-	copy(p[:], sum[:])
-	return p
+	return newSip(k).after([prefixSize]byte(sum[:]))
 }
 
 // tweak returns the constant of a shape and the group of rule classes that share a key.
@@ -64,64 +52,51 @@ func tweak(s Shape, group Class) Fingerprint {
 	return Fingerprint{binary.BigEndian.Uint64(sum[:8]), binary.BigEndian.Uint64(sum[8:16])}
 }
 
-// Sizes of the PRF's input: small covers every usual token, large the limits.
+// Sizes of the values in the PRF's input: small covers every usual token, large the limits.
 const (
-	smallInput = 192
-	largeInput = 16 + maxShapeNames*(3+MaxValueBytes)
+	smallInput = 160
+	largeInput = maxShapeNames * (3 + MaxValueBytes)
 )
 
-func inputSize(v Value) int {
-	if v.kind == KindString {
-		return 3 + len(v.s)
+// hash returns the fingerprint of values, which are scalar, under a state behind their names; the tweak is still to be added.
+func (s sip) hash(values []*Value) Fingerprint {
+	size := 0
+	for _, v := range values {
+		size += 3 + max(8, len(v.s))
 	}
-	return 3 + 8
+	if size > smallInput {
+		return s.hashLarge(values)
+	}
+	var buf [smallInput]byte
+	return s.sum(prefixSize, appendValues(buf[:0], values))
 }
 
-func appendValue(b []byte, v Value) []byte {
-	b = append(b, byte(v.kind))
-	if v.kind == KindString {
-		b = append(b, byte(len(v.s)>>8), byte(len(v.s)))
-		return append(b, v.s...)
-	}
-	b = append(b, 0, 8)
-	return binary.BigEndian.AppendUint64(b, uint64(v.n))
-}
-
-// fingerprint returns the fingerprint of the values, which are scalar, without the tweak.
-func (h hasher) fingerprint(prefix *[16]byte, values []Value) Fingerprint {
-	size := len(prefix)
-	for i := range values {
-		size += inputSize(values[i])
-	}
-	if size <= smallInput {
-		var buf [smallInput]byte
-		return h.sum(appendValues(buf[:0], prefix, values))
-	}
-	return h.fingerprintLarge(prefix, values)
-}
-
-// fingerprintLarge keeps the large buffer out of the usual frame.
+// hashLarge keeps the large buffer out of the usual frame.
 //
 //go:noinline
-func (h hasher) fingerprintLarge(prefix *[16]byte, values []Value) Fingerprint {
+func (s sip) hashLarge(values []*Value) Fingerprint {
 	var buf [largeInput]byte
-	return h.sum(appendValues(buf[:0], prefix, values))
+	return s.sum(prefixSize, appendValues(buf[:0], values))
 }
 
-func appendValues(b []byte, prefix *[16]byte, values []Value) []byte {
-	b = append(b, prefix[:]...)
-	for i := range values {
-		b = appendValue(b, values[i])
+func appendValues(b []byte, values []*Value) []byte {
+	for _, v := range values {
+		if v.kind == KindString {
+			b = append(b, byte(KindString), byte(len(v.s)>>8), byte(len(v.s)))
+			b = append(b, v.s...)
+			continue
+		}
+		b = append(b, byte(v.kind), 0, 8)
+		b = binary.BigEndian.AppendUint64(b, uint64(v.n))
 	}
 	return b
 }
 
-// Fingerprint returns the fingerprint of a match under a rule of that class and shape.
+// fingerprint returns the fingerprint of a match under a rule of that class and shape.
 func (k Key) fingerprint(m Match, s Shape, class Class) Fingerprint {
-	values := make([]Value, len(m.claims))
-	for i, c := range m.claims {
-		values[i] = c.value
+	values := make([]*Value, len(m.claims))
+	for i := range m.claims {
+		values[i] = &m.claims[i].value
 	}
-	prefix := namesPrefix(s.Names)
-	return newHasher(k).fingerprint(&prefix, values).xor(tweak(s, class.group()))
+	return k.start(s.Names).hash(values).xor(tweak(s, class.group()))
 }

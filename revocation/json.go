@@ -32,6 +32,7 @@ func ParseClaims(payload []byte) (*Claims, error) {
 	if p.space(); p.pos != len(p.in) {
 		return nil, p.errorf("nothing after the object")
 	}
+	slices.SortFunc(p.claims.others, func(a, b claim) int { return strings.Compare(a.name, b.name) })
 	return p.claims, nil
 }
 
@@ -40,10 +41,15 @@ type parser struct {
 	in     string
 	pos    int
 	claims *Claims
+	names  []string // of the members read so far, of all open objects
 }
 
 func (p *parser) errorf(want string) error {
 	return &FieldError{Field: "payload", Kind: "malformed", ValueKind: "JSON", Limit: fmt.Sprintf("%s expected at byte %d", want, p.pos)}
+}
+
+func tooDeep() error {
+	return &FieldError{Field: "payload", Kind: "too_large", ValueKind: "JSON", Limit: "depth at most 8"}
 }
 
 func (p *parser) space() {
@@ -67,14 +73,14 @@ func (p *parser) peek() byte {
 // members reads an object whose members are named below parent; store is false inside arrays.
 func (p *parser) members(parent string, depth int, store bool) error {
 	if depth > MaxDepth {
-		return &FieldError{Field: "payload", Kind: "too_large", ValueKind: "JSON", Limit: "depth at most 8"}
+		return tooDeep()
 	}
 	p.pos++ // {
 	if p.space(); p.peek() == '}' {
 		p.pos++
 		return nil
 	}
-	var names []string
+	outer := len(p.names)
 	for {
 		p.space()
 		if p.peek() != '"' {
@@ -84,7 +90,7 @@ func (p *parser) members(parent string, depth int, store bool) error {
 		if err != nil {
 			return err
 		}
-		names = append(names, key)
+		p.names = append(p.names, key)
 		if p.space(); p.peek() != ':' {
 			return p.errorf("a colon")
 		}
@@ -99,6 +105,8 @@ func (p *parser) members(parent string, depth int, store bool) error {
 			p.pos++
 		case '}':
 			p.pos++
+			names := p.names[outer:]
+			p.names = p.names[:outer]
 			slices.Sort(names)
 			if n := len(names); len(slices.Compact(names)) != n {
 				return ErrDuplicateClaim
@@ -114,24 +122,25 @@ func (p *parser) member(parent, key string, depth int, store bool) error {
 	name := ""
 	if store {
 		name = pointerName(parent, key)
+		store = len(name) <= MaxNameBytes // no match can name it
 	}
-	top := parent == "" && store
+	date := store && parent == "" && (name == "iat" || name == "exp")
 	start := p.pos
 	if p.peek() == '{' {
-		if store && len(name) <= MaxNameBytes {
-			p.claims.set(name, Value{kind: KindUnusable})
-			if top && (name == "iat" || name == "exp") {
-				p.claims.setTime(name, "")
-			}
+		if store {
+			p.keep(name, unusable)
 		}
-		return p.members(name, depth+1, store && len(name) <= MaxNameBytes)
+		if date {
+			p.claims.setTime(name, "")
+		}
+		return p.members(name, depth+1, store)
 	}
-	v, err := p.value(depth)
-	if err != nil || !store || v.kind == KindMissing || len(name) > MaxNameBytes {
+	v, err := p.value(depth, store)
+	if err != nil || !store || v.kind == KindMissing {
 		return err
 	}
-	p.claims.set(name, v)
-	if top && (name == "iat" || name == "exp") {
+	p.keep(name, v)
+	if date {
 		lit := ""
 		if c := p.in[start]; c == '-' || c >= '0' && c <= '9' {
 			lit = p.in[start:p.pos]
@@ -141,8 +150,17 @@ func (p *parser) member(parent, key string, depth int, store bool) error {
 	return nil
 }
 
-// value reads anything but an object that is to be kept.
-func (p *parser) value(depth int) (Value, error) {
+// keep puts a claim; others are sorted at the end, and names that are used twice refused.
+func (p *parser) keep(name string, v Value) {
+	if i := knownIndex(name); i >= 0 {
+		p.claims.known[i] = v
+		return
+	}
+	p.claims.others = append(p.claims.others, claim{name, v})
+}
+
+// value reads anything but an object that is to be kept; keep goes for the elements of an array.
+func (p *parser) value(depth int, keep bool) (Value, error) {
 	switch c := p.peek(); {
 	case c == '"':
 		s, err := p.str()
@@ -152,7 +170,7 @@ func (p *parser) value(depth int) (Value, error) {
 	case c == '{':
 		return Value{kind: KindUnusable}, p.members("", depth+1, false)
 	case c == '[':
-		return p.arr(depth + 1)
+		return p.arr(depth+1, keep)
 	case strings.HasPrefix(p.in[p.pos:], "true"):
 		p.pos += 4
 		return Bool(true), nil
@@ -166,27 +184,26 @@ func (p *parser) value(depth int) (Value, error) {
 	return Value{}, p.errorf("a value")
 }
 
-func (p *parser) arr(depth int) (Value, error) {
+// arr reads an array; keep says whether it is a claim, so that its elements are kept.
+func (p *parser) arr(depth int, keep bool) (Value, error) {
 	if depth > MaxDepth {
-		return Value{}, &FieldError{Field: "payload", Kind: "too_large", ValueKind: "JSON", Limit: "depth at most 8"}
+		return Value{}, tooDeep()
 	}
 	p.pos++ // [
-	var elems []Value
+	start, comparable := len(p.claims.elems), true
 	if p.space(); p.peek() == ']' {
 		p.pos++
-		return p.claims.array(len(p.claims.elems)), nil
+		return p.claims.array(start, comparable), nil
 	}
 	for {
 		p.space()
-		v, err := p.value(depth)
+		v, err := p.value(depth, false)
 		if err != nil {
 			return v, err
 		}
-		if v.kind == KindMissing {
-			v.kind = KindUnusable // null in an array is no value to compare
-		}
-		if len(elems) <= MaxArrayElements {
-			elems = append(elems, v)
+		comparable = comparable && v.scalar() // null is no value to compare
+		if keep && comparable && len(p.claims.elems)-start <= MaxArrayElements {
+			p.claims.elems = append(p.claims.elems, v)
 		}
 		p.space()
 		switch p.peek() {
@@ -194,9 +211,7 @@ func (p *parser) arr(depth int) (Value, error) {
 			p.pos++
 		case ']':
 			p.pos++
-			start := len(p.claims.elems)
-			p.claims.elems = append(p.claims.elems, elems...)
-			return p.claims.array(start), nil
+			return p.claims.array(start, comparable), nil
 		default:
 			return Value{}, p.errorf("a comma or the end of the array")
 		}

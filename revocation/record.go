@@ -150,13 +150,20 @@ func ParseRecord(b []byte) (Record, error) {
 		Reason:      Reason(b[37]),
 		Flags:       binary.BigEndian.Uint16(b[38:]),
 	}
-	switch {
-	case r.Class == 0:
-		return Record{}, fmt.Errorf("%w: class 0", ErrRecord)
-	case r.ExpiresAt == 0 || r.ExpiresAt > maxExpiresAt:
-		return Record{}, fmt.Errorf("%w: ExpiresAt out of range", ErrRecord)
-	case r.Class.known() && r.Class != ClassBelow && !inTimeRange(r.Value):
-		return Record{}, fmt.Errorf("%w: value of a %s is no time", ErrRecord, r.Class)
+	if err := r.valid(); err != nil {
+		return Record{}, err
 	}
 	return r, nil
+}
+
+func (r Record) valid() error {
+	switch {
+	case r.Class == 0:
+		return fmt.Errorf("%w: class 0", ErrRecord)
+	case r.ExpiresAt == 0 || r.ExpiresAt > maxExpiresAt:
+		return fmt.Errorf("%w: ExpiresAt out of range", ErrRecord)
+	case r.Class.known() && r.Class != ClassBelow && !inTimeRange(r.Value):
+		return fmt.Errorf("%w: value of a %s is no time", ErrRecord, r.Class)
+	}
+	return nil
 }

@@ -147,5 +147,20 @@ func (s Shape) String() string {
 	return t
 }
 
-// deny returns the shape of the cutoff that a keep of shape s belongs to.
-func (s Shape) deny() Shape { return Shape{Names: s.KeepOf, Compared: IAT} }
+// cutoff returns the shape of the cutoff that a keep of shape s belongs to.
+func (s Shape) cutoff() Shape { return Shape{Names: s.KeepOf, Compared: IAT} }
+
+// fits reports whether records of a class can have shape s. What a class of a later version may have is not known here.
+func (s Shape) fits(c Class) bool {
+	switch c {
+	case ClassKeep:
+		return s.Keep
+	case ClassIssuedBefore:
+		return !s.Keep && s.Compared == IAT
+	case ClassBelow:
+		return !s.Keep && s.Compared != "" && s.Compared != IAT
+	case ClassDeny, ClassBlock, ClassUnblock:
+		return !s.Keep && s.Compared == ""
+	}
+	return true
+}

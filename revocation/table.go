@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +26,6 @@ type TableConfig struct {
 // Table holds the live records of a replica and answers checks. Create it with [NewTable].
 type Table struct {
 	key    Key
-	hash   hasher
 	slack  uint32 // seconds
 	store  *ttlstore.Store
 	policy atomic.Pointer[Policy]
@@ -36,41 +34,8 @@ type Table struct {
 	// mu is held exclusively to replace view, and shared to raise a horizon: Sweep must not forget a shape
 	// whose horizon a writer has just raised.
 	mu        sync.RWMutex
-	nextIndex uint32 // of shapes; never reused, so that no item can name another's
-}
-
-// view is an immutable picture of the shapes that have or had live records.
-type view struct {
-	groups  []*group
-	shapes  map[ShapeID]*shape
-	byIndex map[uint32]*shape
-}
-
-// group is a list of names with everything that one PRF over their values serves.
-type group struct {
-	names   []string
-	known   []int8 // index in Claims.known, -1 if the name has none
-	prefix  [16]byte
-	entries []entry
-}
-
-// entry is a shape and class group that may have live records.
-type entry struct {
-	shape   *shape
-	class   Class
-	tweak   Fingerprint
-	horizon *atomic.Uint32 // latest deadline of a record, slack included: beyond it there is nothing to find
-}
-
-type shape struct {
-	Shape
-	id        ShapeID
-	index     uint32
-	prefix    [16]byte
-	keeps     []*shape       // of a cutoff: the shapes of keeps made with it
-	horizon   *atomic.Uint32 // of all classes
-	keepFrom  []int8         // of a keep: position in Names of each KeepOf name
-	keepTweak Fingerprint
+	nextIndex uint32          // of shapes; never reused, so that no item can name another's
+	horizons  []atomic.Uint32 // not handed out yet: a check reads those of all live shapes, so they lie side by side
 }
 
 // NewTable returns an empty table. Errors are those of the policy and of ttlstore.New.
@@ -78,7 +43,7 @@ func NewTable(cfg TableConfig) (*Table, error) {
 	if cfg.Slack == 0 {
 		cfg.Slack = DefaultSlack
 	}
-	if cfg.Slack < 0 || cfg.Slack > 24*time.Hour {
+	if cfg.Slack < 0 || cfg.Slack > maxSlack {
 		return nil, &FieldError{Field: "slack", Kind: "out_of_range", ValueKind: "duration", Limit: "0 to 24 h"}
 	}
 	if err := cfg.Policy.Validate(); err != nil {
@@ -88,9 +53,9 @@ func NewTable(cfg TableConfig) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Table{key: cfg.Key, hash: newHasher(cfg.Key), slack: uint32(cfg.Slack / time.Second), store: store}
+	t := &Table{key: cfg.Key, slack: uint32((cfg.Slack + time.Second - 1) / time.Second), store: store}
 	t.policy.Store(&cfg.Policy)
-	t.view.Store(&view{shapes: map[ShapeID]*shape{}, byIndex: map[uint32]*shape{}})
+	t.view.Store(newView(nil))
 	return t, nil
 }
 
@@ -118,171 +83,95 @@ func addSat(a, b uint32) uint32 {
 // Define makes a shape known, which must be done before a record of it is merged; until is the latest
 // ExpiresAt that is about to be merged. created reports that it was new here: then its definition
 // must be journaled and sent before the record. For limited callers a shape without live records counts
-// against [MaxLiveShapes]; the error matches [ErrShapes]. now is guarded time in milliseconds.
+// against [MaxLiveShapes]; the error matches [ErrShapes]. Others match [ErrRecord] for a definition that is none and
+// [ErrShapeConflict]. now is guarded time in milliseconds.
 func (t *Table) Define(s Shape, until uint32, now int64, limited bool) (created bool, err error) {
 	if !s.valid() {
 		return false, fmt.Errorf("%w: shape", ErrRecord)
 	}
-	id := s.ID()
-	horizon := t.deadline(until)
+	id, deadline, sec := s.ID(), t.deadline(until), unixSeconds(now)
 	t.mu.RLock()
-	held := t.view.Load().shapes[id]
-	if held != nil && held.equal(s) && int64(held.horizon.Load())*1000 >= now {
-		raise(held.horizon, horizon)
-		t.mu.RUnlock()
-		return false, nil
+	held := t.view.Load().byID[id]
+	known := held != nil && held.equal(s) && held.horizon.Load() >= sec
+	if known {
+		raise(held.horizon, deadline)
 	}
 	t.mu.RUnlock()
+	if known {
+		return false, nil
+	}
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.view.Load()
-	held = old.shapes[id]
-	if held != nil && !held.equal(s) {
+	held = old.byID[id]
+	switch {
+	case held != nil && !held.equal(s):
 		return false, ErrShapeConflict
-	}
-	if limited && t.liveShapes(now) >= MaxLiveShapes && (held == nil || int64(held.horizon.Load())*1000 < now) {
+	case limited && (held == nil || held.horizon.Load() < sec) && t.liveShapes(sec) >= MaxLiveShapes:
 		return false, ErrShapes
-	}
-	if held != nil {
-		raise(held.horizon, horizon)
+	case held != nil:
+		raise(held.horizon, deadline)
 		return false, nil
 	}
 	t.nextIndex++
-	made := &shape{Shape: s, id: id, index: t.nextIndex, prefix: namesPrefix(s.Names), horizon: new(atomic.Uint32)}
-	made.horizon.Store(horizon)
-	for _, n := range s.KeepOf {
-		made.keepFrom = append(made.keepFrom, int8(slices.Index(s.Names, n)))
+	made := &shape{
+		Shape: s, id: id, text: s.String(), index: t.nextIndex, start: t.key.start(s.Names), horizon: t.newHorizon(deadline),
+		names: newClaimNames(s.Names), compared: newClaimName(s.Compared),
 	}
-	if s.Keep {
-		made.keepTweak = tweak(s, ClassKeep)
+	for _, n := range s.Names {
+		made.inCutoff = append(made.inCutoff, slices.Contains(s.KeepOf, n))
 	}
 	t.view.Store(old.with(made))
 	return true, nil
 }
 
-func (s *shape) equal(o Shape) bool {
-	return slices.Equal(s.Names, o.Names) && s.Compared == o.Compared && s.Keep == o.Keep && slices.Equal(s.KeepOf, o.KeepOf)
+// newHorizon is called with mu held.
+func (t *Table) newHorizon(until uint32) *atomic.Uint32 {
+	if len(t.horizons) == 0 {
+		t.horizons = make([]atomic.Uint32, 16) // a cache line
+	}
+	h := &t.horizons[0]
+	t.horizons = t.horizons[1:]
+	h.Store(until)
+	return h
 }
 
-func raise(a *atomic.Uint32, to uint32) {
-	for old := a.Load(); old < to && !a.CompareAndSwap(old, to); old = a.Load() {
-	}
-}
-
-// with returns a copy of v that knows one more shape.
-func (v *view) with(s *shape) *view {
-	shapes := make([]*shape, 0, len(v.shapes)+1)
-	for _, held := range v.shapes {
-		shapes = append(shapes, held)
-	}
-	n := newView(append(shapes, s))
-	for _, g := range v.groups {
-		for _, e := range g.entries {
-			if _, kept := n.shapes[e.shape.id]; kept {
-				n.add(n.shapes[e.shape.id], e.class, e.horizon)
-			}
-		}
-	}
-	return n
-}
-
-// newView links shapes anew: shapes are copied, because readers hold the old ones with their old keeps.
-func newView(shapes []*shape) *view {
-	n := &view{shapes: make(map[ShapeID]*shape, len(shapes)), byIndex: make(map[uint32]*shape, len(shapes))}
-	for _, s := range shapes {
-		c := *s
-		c.keeps = nil
-		n.shapes[c.id], n.byIndex[c.index] = &c, &c
-	}
-	for _, s := range n.shapes {
-		if s.Keep {
-			if d, ok := n.shapes[s.deny().ID()]; ok {
-				d.keeps = append(d.keeps, s)
-			}
-		}
-	}
-	return n
-}
-
-// add puts an entry into a view that is not published yet. Keeps are looked for only when a cutoff is hit.
-func (v *view) add(s *shape, class Class, horizon *atomic.Uint32) {
-	i := slices.IndexFunc(v.groups, func(g *group) bool { return slices.Equal(g.names, s.Names) })
-	if i < 0 {
-		g := &group{names: s.Names, prefix: s.prefix}
-		for _, n := range s.Names {
-			g.known = append(g.known, int8(knownIndex(n)))
-		}
-		v.groups = append(v.groups, g)
-		i = len(v.groups) - 1
-	}
-	v.groups[i].entries = append(v.groups[i].entries, entry{shape: s, class: class, tweak: tweak(s.Shape, class), horizon: horizon})
-}
-
-// activate makes sure that checks look for records of a shape and class up to a deadline. It
+// activate makes sure that checks look for records of r's shape and class up to a deadline. It
 // returns before the record is stored: no check may skip it.
-func (t *Table) activate(id ShapeID, class Class, deadline uint32) (*shape, error) {
-	group := class.group()
-	find := func(v *view) (*shape, bool) {
-		s, ok := v.shapes[id]
-		if !ok {
-			return nil, false
-		}
-		if group == ClassKeep {
-			return s, true
-		}
-		for _, g := range v.groups {
-			for i := range g.entries {
-				if e := &g.entries[i]; e.shape == s && e.class == group {
-					raise(e.horizon, deadline)
-					return s, true
-				}
-			}
-		}
-		return s, false
-	}
+func (t *Table) activate(r Record, deadline uint32) (*shape, error) {
 	t.mu.RLock()
-	s, ok := find(t.view.Load())
-	if ok {
-		raise(s.horizon, deadline)
-	}
+	s := t.view.Load().byID[r.Shape]
+	active := s != nil && s.raise(r.Class, deadline)
 	t.mu.RUnlock()
-	if ok {
+	if active {
 		return s, nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s, ok = find(t.view.Load())
-	if s == nil {
+	old := t.view.Load()
+	switch s = old.byID[r.Shape]; {
+	case s == nil:
 		return nil, ErrUnknownShape
-	}
-	raise(s.horizon, deadline)
-	if ok {
+	case !s.fits(r.Class):
+		return nil, fmt.Errorf("%w: class %s in shape %s", ErrRecord, r.Class, s.text)
+	case s.raise(r.Class, deadline): // another writer was here first
 		return s, nil
 	}
-	old := t.view.Load()
-	shapes := make([]*shape, 0, len(old.shapes))
-	for _, held := range old.shapes {
-		shapes = append(shapes, held)
-	}
-	n := newView(shapes)
-	for _, g := range old.groups {
-		for _, e := range g.entries {
-			n.add(n.shapes[e.shape.id], e.class, e.horizon)
-		}
-	}
-	horizon := new(atomic.Uint32)
-	horizon.Store(deadline)
-	n.add(n.shapes[id], group, horizon)
-	t.view.Store(n)
-	return n.shapes[id], nil
+	raise(s.horizon, deadline)
+	group := r.Class.group()
+	made := *s
+	made.classes = append(slices.Clone(s.classes), classEntry{group, tweak(s.Shape, group), t.newHorizon(deadline)})
+	next := old.with(&made)
+	t.view.Store(next)
+	return next.byID[r.Shape], nil
 }
 
 // liveShapes counts shapes that have, or may have, live records.
-func (t *Table) liveShapes(now int64) int {
+func (t *Table) liveShapes(now uint32) int {
 	n := 0
 	for _, s := range t.view.Load().shapes {
-		if int64(s.horizon.Load())*1000 >= now {
+		if s.horizon.Load() >= now {
 			n++
 		}
 	}
@@ -299,34 +188,32 @@ type Delta struct {
 	Dot    uint64
 }
 
-// errClassMismatch can only be met by a forged record: the class is part of the fingerprint.
-var errClassMismatch = errors.New("record of another class under this fingerprint")
-
 // Merge joins a record into the table; dot is its number, kept beside it and given back with it. The record is
 // found by every check that begins after Merge has returned. A record whose retention has passed
 // changes nothing. For limited callers the store's limit is lowered by its reserve. Errors match
 // [ErrFull], [ErrUnknownShape], [ErrRecord]. now is guarded time in milliseconds.
 func (t *Table) Merge(r Record, dot uint64, now int64, limited bool) (Delta, error) {
-	deadline := t.deadline(r.ExpiresAt)
-	if int64(deadline)*1000 < now {
-		return Delta{Record: r, Dot: dot}, nil
-	}
-	s, err := t.activate(r.Shape, r.Class, deadline)
-	if err != nil {
+	if err := r.valid(); err != nil {
 		return Delta{}, err
 	}
-	if (r.Class == ClassKeep) != s.Keep {
-		return Delta{}, fmt.Errorf("%w: class %s in shape of another", ErrRecord, r.Class)
+	deadline, sec := t.deadline(r.ExpiresAt), unixSeconds(now)
+	if deadline < sec {
+		return Delta{Record: r, Dot: dot}, nil
+	}
+	s, err := t.activate(r, deadline)
+	if err != nil {
+		return Delta{}, err
 	}
 	var d Delta
 	var refused error
 	key := ttlstore.Key{Hi: r.Fingerprint.Hi, Lo: r.Fingerprint.Lo}
-	err = t.store.Update(key, unixSeconds(now), limited, func(old ttlstore.Item, ok bool) (ttlstore.Item, bool) {
+	err = t.store.Update(key, sec, limited, func(old ttlstore.Item, ok bool) (ttlstore.Item, bool) {
 		d = Delta{Changed: true, Record: r, Dot: dot}
 		if ok {
 			held := t.unpack(old, s)
-			if held.Class.group() != r.Class.group() {
-				refused = fmt.Errorf("%w: %w", ErrRecord, errClassMismatch)
+			if held.Class.group() != r.Class.group() || uint32(old.Data[2]>>32) != s.index {
+				// Shape and class are part of the fingerprint, so only a forged record comes here.
+				refused = fmt.Errorf("%w: fingerprint of another class or shape", ErrRecord)
 				return old, false
 			}
 			joined := Join(held, r)
@@ -423,45 +310,31 @@ func (t *Table) Range(from Fingerprint, now int64, fn func(Record, uint64) bool)
 	})
 }
 
-// Shapes returns the definitions of all shapes that may have live records, in the order of their text.
+// Shapes returns the definitions of all shapes that may have live records, in the order of their names.
 func (t *Table) Shapes() []Shape {
 	v := t.view.Load()
-	list := make([]Shape, 0, len(v.shapes))
-	for _, s := range v.shapes {
-		list = append(list, s.Shape)
+	list := make([]Shape, len(v.shapes))
+	for i, s := range v.shapes {
+		list[i] = s.Shape
 	}
-	slices.SortFunc(list, func(a, b Shape) int { return strings.Compare(a.String(), b.String()) })
 	return list
 }
 
-// forgetShapes is how long a shape is remembered after its last record may have been found, so that a
-// clock which steps back a little finds it still.
+// forgetShapes is how long, in seconds, a shape is remembered after its last record may have been found: a record that was
+// on its way meanwhile still finds its definition, and so does a clock that steps back a little.
 const forgetShapes = 2 * 60 * 60
 
 // Sweep frees what expired before now (guarded time, milliseconds) and forgets shapes without records. It may run beside everything else.
 func (t *Table) Sweep(now int64) ttlstore.SweepStats {
-	stats := t.store.Sweep(unixSeconds(now))
+	sec := unixSeconds(now)
+	stats := t.store.Sweep(sec)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.view.Load()
-	var keep []*shape
-	for _, s := range old.shapes {
-		if int64(addSat(s.horizon.Load(), forgetShapes))*1000 >= now {
-			keep = append(keep, s)
-		}
+	live := slices.DeleteFunc(slices.Clone(old.shapes), func(s *shape) bool { return addSat(s.horizon.Load(), forgetShapes) < sec })
+	if len(live) < len(old.shapes) {
+		t.view.Store(newView(live))
 	}
-	if len(keep) == len(old.shapes) {
-		return stats
-	}
-	n := newView(keep)
-	for _, g := range old.groups {
-		for _, e := range g.entries {
-			if s, ok := n.shapes[e.shape.id]; ok {
-				n.add(s, e.class, e.horizon)
-			}
-		}
-	}
-	t.view.Store(n)
 	return stats
 }
 
@@ -474,5 +347,5 @@ type TableStats struct {
 
 // Stats returns counters; now is guarded time in milliseconds.
 func (t *Table) Stats(now int64) TableStats {
-	return TableStats{Stats: t.store.Stats(), Shapes: len(t.view.Load().shapes), LiveShapes: t.liveShapes(now)}
+	return TableStats{Stats: t.store.Stats(), Shapes: len(t.view.Load().shapes), LiveShapes: t.liveShapes(unixSeconds(now))}
 }

@@ -88,7 +88,7 @@ func (v Value) AsInt() (int64, bool) { return v.n, v.kind == KindInt }
 // AsBool returns the boolean, and whether v is one.
 func (v Value) AsBool() (value, ok bool) { return v.n != 0, v.kind == KindBool }
 
-func (v Value) scalar() bool { return v.kind == KindString || v.kind == KindInt || v.kind == KindBool }
+func (v *Value) scalar() bool { return v.kind == KindString || v.kind == KindInt || v.kind == KindBool }
 
 // parseNumber reads a JSON number literal. A number that is no 64-bit integer in plain notation is
 // unusable: parsers disagree about its value.

@@ -16,7 +16,8 @@ type GuardConfig struct {
 	Distrust time.Duration
 	// Grace is how long after a start the wall clock must stand before it is believed over HighWater. Default 10 min.
 	Grace time.Duration
-	// HighWater is the guarded time last written to disk by an earlier run; zero if there was none.
+	// HighWater is the guarded time last written to disk by an earlier run, from a reading that was not
+	// Unconfirmed; zero if there was none.
 	HighWater time.Time
 }
 

@@ -1,0 +1,240 @@
+// Package app assembles a node from its parts and runs it: identity, issuers, node, front, listener.
+//
+// It knows the order in which they start and end and what a node refuses to start with. It promises that [Agent]
+// returns only when everything that it started has ended, with nil if its context ended it. Only
+// the command calls it, once per process; nothing here is for concurrent use. The zero AgentConfig is refused: it
+// says neither Dev nor who issues the tokens.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/revokd/revokd/internal/api"
+	"github.com/revokd/revokd/internal/devissuer"
+	"github.com/revokd/revokd/node"
+	"github.com/revokd/revokd/revocation"
+	"github.com/revokd/revokd/token"
+	"github.com/revokd/revokd/ttlstore"
+)
+
+// DefaultAPIAddr is where a node listens unless told otherwise.
+const DefaultAPIAddr = "127.0.0.1:7950"
+
+// AgentConfig configures [Agent]. Zero fields mean the defaults.
+type AgentConfig struct {
+	Version string
+	Command string // how the user calls this program, for the commands that are printed; default revokd
+
+	Dev      bool   // one node with nothing to configure, which mints tokens
+	APIAddr  string // default DefaultAPIAddr
+	NodeName string // default dev with Dev, else the name of the host
+	DataDir  string // required; the node's data lies under its name there
+
+	Durability  string // disk, the default, or memory
+	IssuersFile string // required without Dev
+	KeyFile     string // required without Dev, refused with it
+	MaxRecords  int    // 0: see ttlstore.Config
+	MaxMemory   int64  // bytes; 0: see ttlstore.Config
+
+	Logger hclog.Logger // nil: none
+	Stdout io.Writer    // where the addresses and first commands go; nil: nowhere
+}
+
+// The durabilities.
+const (
+	durabilityDisk   = "disk"
+	durabilityMemory = "memory"
+)
+
+// validName: a node's name is a directory.
+var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+func (c *AgentConfig) validate() error {
+	if c.APIAddr == "" {
+		c.APIAddr = DefaultAPIAddr
+	}
+	if c.Command == "" {
+		c.Command = "revokd"
+	}
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	if c.Stdout == nil {
+		c.Stdout = io.Discard
+	}
+	if c.NodeName == "" {
+		c.NodeName = "dev"
+		if !c.Dev {
+			host, err := os.Hostname()
+			if err != nil {
+				return fmt.Errorf("--node-name: missing, and the host does not tell its name: %w", err)
+			}
+			c.NodeName = host
+		}
+	}
+	switch {
+	case !validName.MatchString(c.NodeName):
+		return errors.New("--node-name: malformed: 1 to 64 letters, digits, dots, dashes and underscores, the first a letter or digit")
+	case c.DataDir == "":
+		return errors.New("--data-dir: missing")
+	case c.Durability != "" && c.Durability != durabilityDisk && c.Durability != durabilityMemory:
+		return errors.New("--durability: malformed: disk or memory")
+	case c.MaxRecords < 0:
+		return errors.New("--max-records: out of range: not negative")
+	case c.MaxMemory < 0:
+		return errors.New("--max-memory: out of range: not negative")
+	case c.Dev && c.KeyFile != "":
+		return errors.New("--key-file: conflict: with --dev the node makes a fingerprint key of its own")
+	case !c.Dev && c.KeyFile == "":
+		return errors.New("--key-file: missing: a node needs the fingerprint key of its cluster, 16 random bytes in hex " +
+			"(openssl rand -hex 16 >key; keep it: without it the journal is of no use); --dev tries things out with nothing to configure")
+	case !c.Dev && c.IssuersFile == "":
+		return errors.New("--issuers: missing: a node needs a file that says who issues the tokens; --dev tries things out with nothing to configure")
+	}
+	return nil
+}
+
+// agent is a node with everything it needs.
+type agent struct {
+	cfg      AgentConfig
+	dir      string // of this node
+	dev      *devissuer.Issuer
+	node     *node.Node
+	verifier *token.Verifier
+	server   *api.Server
+	listener net.Listener
+}
+
+// Agent runs a node until ctx ends; then it stops accepting, lets what has been accepted finish, and returns nil. Errors are
+// those of the configuration, of the data directory and of the address, and name the flag that they are about.
+func Agent(ctx context.Context, cfg AgentConfig) (err error) {
+	if err := cfg.validate(); err != nil {
+		return err
+	}
+	a := &agent{cfg: cfg, dir: filepath.Join(cfg.DataDir, cfg.NodeName)}
+	// Before anything is written: a refused address leaves nothing behind.
+	if a.listener, err = listen(ctx, cfg.APIAddr, cfg.Dev, net.DefaultResolver.LookupNetIP); err != nil {
+		return err
+	}
+	defer a.listener.Close()
+	if err := a.assemble(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.node.Close()) }()
+	if cfg.Durability == durabilityMemory {
+		cfg.Logger.Warn("revocations are gone when this process ends: it was started with --durability=memory")
+	}
+	a.banner(cfg.Stdout)
+	return a.run(ctx)
+}
+
+func (a *agent) assemble() error {
+	if err := os.MkdirAll(a.dir, 0o700); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	issuers, key, err := a.identity()
+	if err != nil {
+		return err
+	}
+	a.verifier, err = token.NewVerifier(token.Config{Issuers: issuers, Logger: a.cfg.Logger})
+	if err != nil {
+		return fmt.Errorf("--issuers: %w", err)
+	}
+	durability := node.DurabilityDisk
+	if a.cfg.Durability == durabilityMemory {
+		durability = node.DurabilityMemory
+	}
+	a.node, err = node.New(node.Config{
+		Name: a.cfg.NodeName, Version: a.cfg.Version,
+		Durability: durability, Dir: filepath.Join(a.dir, journalDir),
+		Key: key, Policy: a.verifier.Policy(),
+		Store:  ttlstore.Config{MaxItems: a.cfg.MaxRecords, MaxBytes: a.cfg.MaxMemory},
+		Logger: a.cfg.Logger,
+	})
+	if err != nil {
+		return fmt.Errorf("node %s: %w", a.cfg.NodeName, err)
+	}
+	a.server, err = api.New(api.Config{Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger})
+	if err != nil {
+		return errors.Join(err, a.node.Close())
+	}
+	return nil
+}
+
+// identity returns who issues the tokens and the fingerprint key.
+func (a *agent) identity() (issuers []token.Issuer, key revocation.Key, err error) {
+	if a.cfg.IssuersFile != "" {
+		if issuers, err = readIssuers(a.cfg.IssuersFile); err != nil {
+			return nil, key, fmt.Errorf("--issuers: %w", err)
+		}
+	}
+	if !a.cfg.Dev {
+		if key, err = readKey(a.cfg.KeyFile); err != nil {
+			return nil, key, fmt.Errorf("--key-file: %w", err)
+		}
+		return issuers, key, nil
+	}
+	id, err := devIdentity(a.dir)
+	if err != nil {
+		return nil, key, fmt.Errorf("--data-dir: %w", err)
+	}
+	a.dev = id.issuer
+	return append(issuers, id.issuer.TokenIssuer()), id.key, nil
+}
+
+// run runs the parts. The front ends first: what it has accepted still needs the node.
+func (a *agent) run(ctx context.Context) error {
+	below, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, below := errgroup.WithContext(below)
+	g.Go(func() error { return a.node.Run(below) })
+	g.Go(func() error { return a.verifier.Run(below) })
+	front, stopFront := context.WithCancel(ctx)
+	defer stopFront()
+	defer context.AfterFunc(below, stopFront)() // a node that failed takes the front with it
+	g.Go(func() error {
+		defer stop()
+		return a.server.Serve(front, a.listener)
+	})
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// banner says where the node is and what to try.
+func (a *agent) banner(w io.Writer) {
+	addr := a.listener.Addr().String()
+	durability := "kept in " + a.dir
+	if a.cfg.Durability == durabilityMemory {
+		durability = "in memory only: gone with this process"
+	}
+	fmt.Fprintf(w, "revokd %s, node %s\n  API          http://%s\n  revocations  %s\n", a.cfg.Version, a.cfg.NodeName, addr, durability)
+	flag := ""
+	if addr != DefaultAPIAddr {
+		flag = " --addr http://" + addr
+	}
+	if !a.cfg.Dev {
+		fmt.Fprintf(w, "\n  %s status%s\n", a.cfg.Command, flag)
+		return
+	}
+	fmt.Fprintf(w, `
+A development node: whoever reaches it can mint and revoke tokens. In another terminal:
+
+  T=$(%[1]s dev token%[2]s --sub alice)
+  %[1]s revoke%[2]s --token "$T"
+  %[1]s check%[2]s --token "$T"
+
+`, a.cfg.Command, flag)
+}

@@ -60,6 +60,10 @@ func (c *cli) revokeFile(cmd *cobra.Command, f *revokeFlags) error {
 		return err
 	}
 	defer src.close()
+	// A wrong address is found at once; later the import is patient with a node that goes away.
+	if _, err := call(cmd.Context(), c, svc.Status, &revokdv1.StatusRequest{}); err != nil {
+		return err
+	}
 	refusals, err := openRefusals(c.stderr, src.name, f.bulk.errors)
 	if err != nil {
 		return err

@@ -118,6 +118,7 @@ Exit codes: 0 done, or the token is active; 1 error; 2 wrong usage; 3 the token 
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 110 "))
 	root.AddCommand(
+		c.agentCommand(),
 		c.revokeCommand(), c.blockCommand(), c.unblockCommand(),
 		c.checkCommand(), c.explainCommand(),
 		c.statusCommand(), c.healthCommand(),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -94,18 +95,18 @@ func (c *cli) healthCommand() *cobra.Command {
   until revokd health >/dev/null 2>&1; do sleep 0.1; done`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ready, why, err := c.ready(cmd.Context())
-			if err != nil {
+			r, err := c.readiness(cmd.Context())
+			switch {
+			case err != nil:
 				return err
-			}
-			if c.output == "json" {
-				err = c.printJSON(map[string]any{"ready": ready, "detail": why})
-			} else if ready {
+			case c.output == "json":
+				err = c.printJSON(r)
+			case r.Ready:
 				err = c.write([]byte("ready\n"))
-			} else {
-				err = c.write([]byte("not ready: " + why + "\n"))
+			default:
+				err = c.write([]byte("not ready: " + oneLine(strings.Join(r.WaitingFor, "; ")) + "\n"))
 			}
-			if err == nil && !ready {
+			if err == nil && !r.Ready {
 				err = exitCode(exitError)
 			}
 			return err
@@ -115,34 +116,37 @@ func (c *cli) healthCommand() *cobra.Command {
 	return cmd
 }
 
-// ready asks once: whoever waits for a node asks again.
-func (c *cli) ready(ctx context.Context) (ready bool, why string, err error) {
+// readiness is the answer of /readyz.
+type readiness struct {
+	Ready      bool     `json:"ready"`
+	WaitingFor []string `json:"waitingFor,omitempty"`
+}
+
+// readiness asks once: whoever waits for a node asks again.
+func (c *cli) readiness(ctx context.Context) (r readiness, err error) {
 	base, err := c.baseURL()
 	if err != nil {
-		return false, "", err
+		return r, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/readyz", nil)
 	if err != nil {
-		return false, "", err
+		return r, err
 	}
 	res, err := httpClient().Do(req)
 	if err != nil {
-		return false, "", c.explainFailure(err)
+		return r, c.explainFailure(err)
 	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 4096))
+	body, err := io.ReadAll(io.LimitReader(res.Body, 64<<10))
 	if err != nil {
-		return false, "", c.explainFailure(err)
+		return r, c.explainFailure(err)
 	}
-	switch res.StatusCode {
-	case http.StatusOK:
-		return true, "", nil
-	case http.StatusServiceUnavailable:
-		return false, oneLine(strings.TrimSpace(string(body))), nil
+	if err := json.Unmarshal(body, &r); err != nil || r.Ready != (res.StatusCode == http.StatusOK) {
+		return r, fmt.Errorf("%s/readyz: unexpected answer %s: is this a revokd node?", base, res.Status)
 	}
-	return false, "", fmt.Errorf("%s/readyz: unexpected answer %s: is this a revokd node?", base, res.Status)
+	return r, nil
 }
 
 func (c *cli) versionCommand() *cobra.Command {

@@ -85,7 +85,7 @@ type Config struct {
 	Refused func(Refusal) error  // in the order of the lines; nil: not told
 	Settled func(Progress) error // after each step; nil: not told
 
-	pause func(ctx context.Context, attempt int) error // nil: the pauses above
+	pause func(ctx context.Context, attempt int) // nil: the pauses above
 }
 
 // Run reads lines until the input ends and returns how far it came. The error says why it stopped early; what Progress
@@ -166,14 +166,15 @@ func (r *run) read(ctx context.Context) {
 func (r *run) connect(ctx context.Context) error {
 	attempt := 0
 	for {
+		if more, err := r.await(ctx); !more {
+			return err
+		}
 		before := r.snapshot()
 		err := r.stream(ctx)
 		after := r.snapshot()
 		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err == nil:
-			return nil
+		case ctx.Err() != nil || err == nil:
+			continue
 		case !retriable(err):
 			return err
 		case after.Offset > before.Offset:
@@ -182,10 +183,28 @@ func (r *run) connect(ctx context.Context) error {
 		if attempt++; attempt == maxAttempts {
 			return err
 		}
-		if err := r.cfg.pause(ctx, attempt); err != nil {
-			return err
-		}
+		r.cfg.pause(ctx, attempt)
 	}
+}
+
+// await waits until there is something to send, so that no stream is open while a slow input has no lines. more is
+// false when everything is settled, or when ctx has ended or the input is broken.
+func (r *run) await(ctx context.Context) (more bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for ctx.Err() == nil {
+		if err := r.settle(0, nil); err != nil {
+			return false, err
+		}
+		switch {
+		case len(r.window) > 0:
+			return true, nil
+		case r.eof:
+			return false, r.readErr
+		}
+		r.changed.Wait()
+	}
+	return false, context.Cause(ctx)
 }
 
 func (r *run) snapshot() Progress {
@@ -194,13 +213,11 @@ func (r *run) snapshot() Progress {
 	return r.progress
 }
 
-func pause(ctx context.Context, attempt int) error {
+func pause(ctx context.Context, attempt int) {
 	d := min(firstPause<<(attempt-1), maxPause)
 	select {
 	case <-time.After(d/2 + rand.N(d/2)):
-		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 
@@ -329,11 +346,8 @@ func (r *run) receive(s *clientStream) error {
 func (r *run) finished() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch {
-	case !r.eof || len(r.window) > 0:
+	if !r.eof || len(r.window) > 0 {
 		return connect.NewError(connect.CodeUnavailable, errors.New("the node ended the stream early"))
-	case r.readErr != nil:
-		return errFinal{r.readErr}
 	}
 	return nil
 }

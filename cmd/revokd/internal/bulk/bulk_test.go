@@ -106,7 +106,7 @@ func (n *fakeNode) client(t *testing.T) revokdv1connect.RevocationServiceClient 
 	return revokdv1connect.NewRevocationServiceClient(&http.Client{Transport: transport}, srv.URL)
 }
 
-func noPause(context.Context, int) error { return nil }
+func noPause(context.Context, int) {}
 
 // file makes lines with ids; every hundredth is malformed. It returns the ids and the numbers of the bad lines.
 func file(n int) (text []byte, ids []string, bad []int64) {

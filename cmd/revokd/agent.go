@@ -1,0 +1,151 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/revokd/revokd/internal/app"
+)
+
+func (c *cli) agentCommand() *cobra.Command {
+	cfg := app.AgentConfig{Version: version, Stdout: c.stdout, Command: programName()}
+	durability := choice{value: "disk", allowed: []string{"disk", "memory"}}
+	level := choice{value: "info", allowed: []string{"trace", "debug", "info", "warn", "error"}}
+	format := choice{value: "text", allowed: []string{"text", "json"}}
+	var memory size
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run a node",
+		Long: `Run a node until SIGINT or SIGTERM; a second signal ends it at once.
+
+With --dev nothing needs to be configured: the node makes its keys and an issuer whose tokens "revokd dev token"
+mints, and keeps them and every revocation in the data directory. Without it --issuers says who issues the tokens and
+--key-file holds the fingerprint key.
+
+Each flag can be given in the environment: REVOKD_API_ADDR for --api-addr and so on. Flags win.`,
+		Example: `  revokd agent --dev
+  revokd agent --issuers issuers.json --key-file fingerprint.key --data-dir /var/lib/revokd`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			unknown, err := flagsFromEnv(cmd, c.environ)
+			if err != nil {
+				return err
+			}
+			if cfg.DataDir == "" {
+				if cfg.DataDir, err = defaultDataDir(c.getenv); err != nil {
+					return err
+				}
+			}
+			cfg.MaxMemory = int64(memory)
+			cfg.Durability = durability.value
+			cfg.Logger = hclog.New(&hclog.LoggerOptions{
+				Name: "revokd", Output: c.stderr, Level: hclog.LevelFromString(level.value), JSONFormat: format.value == "json",
+			})
+			for _, name := range unknown {
+				cfg.Logger.Warn("unknown environment variable", "name", name)
+			}
+			return app.Agent(cmd.Context(), cfg)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.BoolVar(&cfg.Dev, "dev", false, "one node with nothing to configure, which mints tokens: to try things out")
+	flags.StringVar(&cfg.APIAddr, "api-addr", app.DefaultAPIAddr, "where to listen; only loopback so far. Port 0 takes a free one, and so does --dev if the port is taken")
+	flags.StringVar(&cfg.DataDir, "data-dir", "", "where the data of the node lies, under its name (default $XDG_STATE_HOME/revokd, else ~/.local/state/revokd)")
+	flags.StringVar(&cfg.NodeName, "node-name", "", "name of the node (default dev with --dev, else the name of the host)")
+	choiceFlag(cmd, &durability, "durability", "disk: what was acknowledged survives; memory: it is gone with the process")
+	flags.StringVar(&cfg.IssuersFile, "issuers", "", `JSON file of the issuers: {"issuers":[{"issuer":"https://id.example","discovery":true}]}`)
+	flags.StringVar(&cfg.KeyFile, "key-file", "", "file with the fingerprint key: 16 random bytes as 32 hex digits")
+	flags.IntVar(&cfg.MaxRecords, "max-records", 0, "most records held; beyond it writes are refused (default 100 million)")
+	flags.Var(&memory, "max-memory", "most memory for records, such as 512MiB; beyond it writes are refused (default 8GiB)")
+	choiceFlag(cmd, &level, "log-level", "least level that is logged, to stderr")
+	choiceFlag(cmd, &format, "log-format", "text, or one JSON object per line")
+	return cmd
+}
+
+const envPrefix = "REVOKD_"
+
+// notFlags are variables of other commands and of test builds.
+var notFlags = []string{"REVOKD_ADDR", "REVOKD_FAULTS"}
+
+// flagsFromEnv sets the flags that were not given from the environment and returns the variables that belong to no flag.
+func flagsFromEnv(cmd *cobra.Command, environ []string) (unknown []string, err error) {
+	byName := map[string]*pflag.Flag{}
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if f.Name != "help" {
+			byName[envPrefix+strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))] = f
+		}
+	})
+	for _, kv := range environ {
+		name, value, _ := strings.Cut(kv, "=")
+		f := byName[name]
+		switch {
+		case !strings.HasPrefix(name, envPrefix) || slices.Contains(notFlags, name):
+		case f == nil:
+			unknown = append(unknown, name)
+		case f.Changed || value == "":
+		default:
+			if err := f.Value.Set(value); err != nil {
+				return nil, usagef("%s: %w", name, err)
+			}
+		}
+	}
+	return unknown, nil
+}
+
+// defaultDataDir follows the XDG base directories: state is what should survive a restart.
+func defaultDataDir(getenv func(string) string) (string, error) {
+	if dir := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) { // the specification ignores relative ones
+		return filepath.Join(dir, "revokd"), nil
+	}
+	if home := getenv("HOME"); home != "" {
+		return filepath.Join(home, ".local", "state", "revokd"), nil
+	}
+	return "", usagef("--data-dir: missing, and there is no HOME to put it under")
+}
+
+// programName is how the user called this program, so that what is printed can be copied.
+func programName() string {
+	called := os.Args[0]
+	switch {
+	case strings.Contains(called, string(filepath.Separator)+"go-build"):
+		return "go run ./cmd/revokd"
+	case strings.ContainsRune(called, filepath.Separator) && !strings.ContainsAny(called, " '\"$"):
+		return called
+	}
+	return "revokd"
+}
+
+// size is a flag that takes bytes with a unit.
+type size int64
+
+func (s *size) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return strconv.FormatInt(int64(*s), 10)
+}
+func (s *size) Type() string { return "size" }
+
+func (s *size) Set(text string) error {
+	digits, shift := text, 0
+	for i, unit := range []string{"KiB", "MiB", "GiB", "TiB"} {
+		if d, ok := strings.CutSuffix(text, unit); ok {
+			digits, shift = d, 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n <= 0 || n > (1<<62)>>shift {
+		return fmt.Errorf("want bytes, with a unit such as 512MiB or 4GiB")
+	}
+	*s = size(n << shift)
+	return nil
+}

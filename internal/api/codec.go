@@ -1,7 +1,9 @@
 package api
 
 import (
+	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -21,10 +23,15 @@ type jsonCodec struct{ name string }
 
 func (c jsonCodec) Name() string { return c.name }
 
-func (jsonCodec) Marshal(m any) ([]byte, error) { return protojson.Marshal(m.(proto.Message)) }
-
-func (jsonCodec) MarshalAppend(b []byte, m any) ([]byte, error) {
-	return protojson.MarshalOptions{}.MarshalAppend(b, m.(proto.Message))
+// Marshal writes compact JSON: protojson alone puts blanks in here and there, differently in every build.
+func (jsonCodec) Marshal(m any) ([]byte, error) {
+	b, err := protojson.Marshal(m.(proto.Message))
+	if err != nil {
+		return nil, err
+	}
+	out := bytes.NewBuffer(make([]byte, 0, len(b)))
+	err = json.Compact(out, b)
+	return out.Bytes(), err
 }
 
 func (jsonCodec) Unmarshal(b []byte, m any) error {

@@ -37,9 +37,10 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		s.mux.ServeHTTP(w, r)
 		return
 	}
-	c := &call{control: http.NewResponseController(w), body: &body{ReadCloser: r.Body, server: s, left: s.limit(r)}}
+	limit := s.limit(r)
+	c := &call{control: http.NewResponseController(w), body: &body{ReadCloser: r.Body, server: s, limit: limit, left: limit}}
 	defer c.body.release(math.MaxInt64)
-	if r.ContentLength > c.body.left {
+	if r.ContentLength > limit {
 		s.refuse(w, r, c.body.tooLarge())
 		return
 	}
@@ -150,7 +151,8 @@ func callFrom(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
 type body struct {
 	io.ReadCloser
 	server *Server
-	left   int64
+	limit  int64
+	left   int64 // of limit
 	failed error
 
 	fresh atomic.Int64 // bytes read since take
@@ -192,7 +194,7 @@ func (b *body) Read(p []byte) (int, error) {
 }
 
 func (b *body) tooLarge() error {
-	return fmt.Errorf("%w: %w", errTooLarge, bad("body", "too_large", "", fmt.Sprintf("at most %d bytes", b.left)))
+	return fmt.Errorf("%w: %w", errTooLarge, bad("body", "too_large", "", fmt.Sprintf("at most %d bytes", b.limit)))
 }
 
 // take returns how many bytes were read since it was last called.

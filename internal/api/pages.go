@@ -18,8 +18,8 @@ func (s *Server) index(w http.ResponseWriter, r *http.Request) {
 
 Revoke a token, then check it:
 
-  curl -H 'content-type: application/json' -d '{"token":"eyJ..."}' http://%[1]s/revokd.v1.RevocationService/Revoke
-  curl -H 'content-type: application/json' -d '{"token":"eyJ..."}' http://%[1]s/revokd.v1.RevocationService/Check
+  curl -H 'content-type: application/json' -d "{\"token\":\"$TOKEN\"}" http://%[1]s/revokd.v1.RevocationService/Revoke
+  curl -H 'content-type: application/json' -d "{\"token\":\"$TOKEN\"}" http://%[1]s/revokd.v1.RevocationService/Check
 
   POST /revokd.v1.RevocationService/{Revoke,RevokeBatch,Block,Unblock,Check,CheckBatch,Explain,Status}
   POST the same, and RevokeStream, as gRPC and gRPC-Web; reflection and grpc.health.v1 are there

@@ -86,6 +86,8 @@ var outcomes = []struct {
 	{errIdle, outcome{code: connect.CodeDeadlineExceeded, kind: "timeout", message: "no message came for too long; resume at acknowledged"}},
 	{errStopping, outcome{code: connect.CodeUnavailable, kind: "not_ready", message: "the node is stopping; resume at acknowledged on another", retry: 1}},
 
+	{errPanic, internal},
+
 	{context.Canceled, outcome{code: connect.CodeCanceled, kind: "canceled", message: "the call was canceled; whether it was carried out is open"}},
 	{context.DeadlineExceeded, outcome{code: connect.CodeDeadlineExceeded, kind: "timeout", message: "the call took too long; whether it was carried out is open"}},
 }

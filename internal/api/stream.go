@@ -32,6 +32,7 @@ func (s revocations) RevokeStream(ctx context.Context, stream *connect.BidiStrea
 		return errStreams
 	}
 	call := callFrom(ctx)
+	_ = call.control.SetWriteDeadline(time.Time{}) // that of the server is for a whole call; see answer
 	messages := make(chan received, readAhead)
 	quit := make(chan struct{})
 	ended := make(chan struct{})
@@ -44,6 +45,7 @@ func (s revocations) RevokeStream(ctx context.Context, stream *connect.BidiStrea
 		close(quit)
 		_ = call.control.SetReadDeadline(time.Unix(1, 0))
 		<-ended
+		_ = call.control.SetWriteDeadline(time.Now().Add(s.cfg.Limits.Read)) // for the end of the stream
 	}()
 	w := &streaming{revocations: s, call: call, stream: stream}
 	for {
@@ -195,6 +197,7 @@ func (w *streaming) write(ctx context.Context, items []*revokdv1.RevokeRequest) 
 // answer sends the totals. A caller who does not read is cut off.
 func (w *streaming) answer(receipt *revokdv1.Receipt) error {
 	_ = w.call.control.SetWriteDeadline(time.Now().Add(w.cfg.Limits.Read))
+	defer func() { _ = w.call.control.SetWriteDeadline(time.Time{}) }() // else it would end the stream when it passes
 	t := &w.totals
 	return w.stream.Send(&revokdv1.RevokeStreamResponse{
 		Acknowledged: t.GetAcknowledged(), Revoked: t.GetRevoked(), Covered: t.GetCovered(), AlreadyExpired: t.GetAlreadyExpired(),

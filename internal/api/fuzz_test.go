@@ -1,0 +1,88 @@
+package api
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	runtimemetrics "runtime/metrics"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/revokd/revokd/internal/devissuer"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
+)
+
+var (
+	fuzzMethods = []string{"Revoke", "RevokeBatch", "Block", "Unblock", "Check", "CheckBatch", "Explain", "Status"}
+	fuzzTypes   = []string{"application/json", "application/proto", "application/grpc-web+proto", "application/grpc-web+json"}
+)
+
+// FuzzCalls sends any body to any method: the answer is a good one or a refusal, never a 500, and what it
+// costs is bounded by what was sent.
+func FuzzCalls(f *testing.F) {
+	fx := start(f)
+	token := fx.mint(devissuer.Params{Sub: "alice", Sid: "s1"})
+	scripts, err := os.ReadFile("testdata/requests.txt")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^([A-Z][A-Za-z]+) (\{.*?\}) (=>|!!)`).FindAllSubmatch(scripts, -1) {
+		for i, method := range fuzzMethods {
+			if method == string(m[1]) && len(m[2]) < 1000 {
+				f.Add(byte(i), byte(0), bytes.ReplaceAll(m[2], []byte("$A"), []byte(token)))
+			}
+		}
+	}
+	binary, err := proto.Marshal(request(f, "Check", `{"claims":{"iss":"i","a":[1,"x",null,{"b":true}]}}`))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(byte(4), byte(1), binary)
+	f.Add(byte(4), byte(2), append([]byte{0, 0, 0, 0, byte(len(binary))}, binary...))
+	f.Add(byte(4), byte(0), []byte(`{"claims":{"a":[`+strings.Repeat(`0,`, 3000)+`0]}}`))
+	f.Add(byte(1), byte(0), []byte(`{"items":[`+strings.Repeat(`{},`, 999)+`{}]}`))
+	seen := map[bool]bool{}
+	f.Cleanup(func() {
+		if len(seen) == 1 { // 0 in the process that only hands out work
+			f.Errorf("outcomes seen: %v", seen)
+		}
+	})
+	f.Fuzz(func(t *testing.T, method, typ byte, body []byte) {
+		name, content := fuzzMethods[int(method)%len(fuzzMethods)], fuzzTypes[int(typ)%len(fuzzTypes)]
+		r := httptest.NewRequest(http.MethodPost, "http://localhost/"+revokdv1connect.RevocationServiceName+"/"+name, bytes.NewReader(body))
+		r.Header.Set("Content-Type", content)
+		w := httptest.NewRecorder()
+		before := allocated()
+		fx.server.handle(w, r)
+		// A Struct is the worst: two bytes of it become a value of a hundred. And a thousand items have a thousand errors.
+		if spent := allocated() - before; spent > 4<<20+uint64(len(body))*100 {
+			t.Errorf("%s: %d bytes allocated for %d", name, spent, len(body))
+		}
+		answer, err := io.ReadAll(w.Result().Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		web := strings.HasPrefix(content, "application/grpc-web")
+		switch {
+		case w.Code >= 500 || bytes.Contains(answer, []byte("grpc-status: 13")) || bytes.Contains(answer, []byte("grpc-status: 2\r")):
+			if !web || !bytes.Contains(answer, []byte("envelope")) && !bytes.Contains(answer, []byte("protocol error")) {
+				t.Errorf("%s: %d %q for %q", name, w.Code, answer, body)
+			}
+		case w.Code == http.StatusOK && !web:
+			seen[true] = true
+		case w.Code == http.StatusBadRequest:
+			seen[false] = true
+		}
+	})
+}
+
+func allocated() uint64 {
+	sample := []runtimemetrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	runtimemetrics.Read(sample)
+	return sample[0].Value.Uint64()
+}

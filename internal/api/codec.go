@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"math"
 	"regexp"
 	"strconv"
 	"strings"
@@ -12,6 +13,9 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 )
 
 // The codecs replace those of connect for two reasons: its errors quote the message, tokens included, and its
@@ -36,7 +40,9 @@ func (jsonCodec) Marshal(m any) ([]byte, error) {
 
 func (jsonCodec) Unmarshal(b []byte, m any) error {
 	msg := m.(proto.Message)
-	if err := protojson.Unmarshal(b, msg); err != nil {
+	if partsJSON(b) > maxParts(msg) {
+		mark(msg, flaw{what: tooManyParts})
+	} else if err := protojson.Unmarshal(b, msg); err != nil {
 		mark(msg, flawOf(err))
 	}
 	return nil
@@ -54,10 +60,79 @@ func (protoCodec) MarshalAppend(b []byte, m any) ([]byte, error) {
 
 func (protoCodec) Unmarshal(b []byte, m any) error {
 	msg := m.(proto.Message)
-	if err := proto.Unmarshal(b, msg); err != nil {
+	if most := maxParts(msg); partsProto(b, msg.ProtoReflect().Descriptor(), most, maxNesting) < 0 {
+		mark(msg, flaw{what: tooManyParts})
+	} else if err := proto.Unmarshal(b, msg); err != nil {
 		mark(msg, flaw{what: notProto})
 	}
 	return nil
+}
+
+// Two bytes can become a value of a hundred: the length of a message alone does not bound what it takes in memory, so its
+// parts are counted before it is decoded. In JSON these are objects, arrays and what stands behind a comma, in the binary
+// format messages within messages.
+const (
+	partsOfOne   = 4096    // in a message about one token
+	partsOfMany  = 100_000 // in a batch: a hundred for each item
+	maxNesting   = 128
+	tooManyLimit = "at most 4096 values, 100000 in a batch, nested at most 128 deep"
+)
+
+func maxParts(m proto.Message) int {
+	switch m.(type) {
+	case *revokdv1.RevokeBatchRequest, *revokdv1.CheckBatchRequest, *revokdv1.RevokeStreamRequest:
+		return partsOfMany
+	}
+	return partsOfOne
+}
+
+func partsJSON(b []byte) (n int) {
+	depth, quoted := 0, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == ',':
+			n++
+		case c == '{' || c == '[':
+			n++
+			if depth++; depth > maxNesting {
+				return math.MaxInt
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return n
+}
+
+// partsProto returns how many of left remain, negative if they do not suffice. What is malformed counts as far as it can be read.
+func partsProto(b []byte, d protoreflect.MessageDescriptor, left, nesting int) int {
+	for len(b) > 0 && left >= 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return left
+		}
+		b = b[n:]
+		if n = protowire.ConsumeFieldValue(number, kind, b); n < 0 {
+			return left
+		}
+		value := b[:n]
+		b = b[n:]
+		f := d.Fields().ByNumber(number)
+		if kind != protowire.BytesType || f == nil || f.Message() == nil {
+			continue
+		}
+		if nesting == 0 {
+			return -1
+		}
+		inner, _ := protowire.ConsumeBytes(value)
+		left = partsProto(inner, f.Message(), left-1, nesting-1)
+	}
+	return left
 }
 
 // flaw says what is wrong with a message and where, without a byte of it.
@@ -67,6 +142,7 @@ const (
 	notProto uint64 = iota
 	notJSON
 	unknownMember
+	tooManyParts
 )
 
 var position = regexp.MustCompile(`\(line (\d+):(\d+)\)`)
@@ -128,6 +204,9 @@ func decoded(m any) error {
 			break
 		}
 		parts[i], b = v, b[n:]
+	}
+	if parts[0] == tooManyParts {
+		return bad("body", "too_large", "", tooManyLimit)
 	}
 	return bad("body", "malformed", "", flaw{parts[0], parts[1], parts[2]}.String())
 }

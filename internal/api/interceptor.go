@@ -53,10 +53,18 @@ func (i interceptor) end(answer connect.AnyResponse, procedure string, began tim
 		err = errPanic
 	}
 	if err == nil {
-		i.server.metrics.called(procedure, "ok", time.Since(began))
+		i.count(procedure, "ok", began)
 		return answer, nil
 	}
 	coded := i.server.refusal(err, procedure)
-	i.server.metrics.called(procedure, coded.Code().String(), time.Since(began))
+	i.count(procedure, coded.Code().String(), began)
 	return nil, coded
+}
+
+func (i interceptor) count(procedure, code string, began time.Time) {
+	took := time.Since(began)
+	i.server.metrics.called(procedure, code, took)
+	if i.server.log.IsTrace() {
+		i.server.log.Trace("call", "method", procedure, "code", code, "took", took.String())
+	}
 }

@@ -170,10 +170,12 @@ func planDeny(r Request, now clocks, natural int64) (Plan, error) {
 }
 
 func (p *Policy) planCutoff(r Request, now clocks) (Plan, error) {
-	cutoff := r.IssuedBefore
+	cutoff, lifetime := r.IssuedBefore, p.maxTokenLifetime(r.Match)
+	natural := cutoff + lifetime.Milliseconds()
 	switch {
 	case cutoff == 0:
-		cutoff = now.wall + p.skew(r.Match).Milliseconds()
+		skew := p.skew(r.Match)
+		cutoff, natural = now.wall+skew.Milliseconds(), now.from(skew+lifetime)
 	case cutoff > now.wall+MaxAhead.Milliseconds():
 		return Plan{}, &FieldError{Field: "issued_before", Kind: "out_of_range", ValueKind: "time", Limit: "at most 5 s ahead"}
 	case cutoff < earliest:
@@ -182,7 +184,7 @@ func (p *Policy) planCutoff(r Request, now clocks) (Plan, error) {
 	if len(r.Keep) > MaxKeeps {
 		return Plan{}, &FieldError{Field: "keep", Kind: "too_large", ValueKind: "array", Limit: "at most 8"}
 	}
-	expires, err := thresholdExpiry(r.ExpiresAt, cutoff+p.maxTokenLifetime(r.Match).Milliseconds())
+	expires, err := thresholdExpiry(r.ExpiresAt, natural)
 	if err != nil {
 		return Plan{}, err
 	}

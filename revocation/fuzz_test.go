@@ -1,0 +1,152 @@
+package revocation
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// Each parser is given what it must refuse and what it must take, and may allocate only in proportion to its input.
+
+// allocated returns the bytes that fn allocates. It reads a counter of the whole process, so it takes the least of some runs.
+func allocated(fn func()) uint64 {
+	least := ^uint64(0)
+	for range 3 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		fn()
+		runtime.ReadMemStats(&after)
+		least = min(least, after.TotalAlloc-before.TotalAlloc)
+	}
+	return least
+}
+
+func wantAllocated(t *testing.T, n int, fn func()) {
+	t.Helper()
+	// A claim of six bytes takes 48 in memory, its pointer name up to 128 more, and slices grow by doubling.
+	if got, most := allocated(fn), uint64(4096+100*n); got > most {
+		t.Fatalf("%d bytes of input allocate %d bytes, at most %d are allowed", n, got, most)
+	}
+}
+
+func FuzzParseClaims(f *testing.F) {
+	for _, seed := range []string{
+		`{}`, `{"iss":"i","sub":"u","jti":"1","iat":1735689600,"exp":1735693200.5,"aud":["a",1,true,null],"o":{"p":{"q":-1}}}`, `{"a":1,"\u0061":2}`, `{"a":"\ud83d\ude00\ud800"}`,
+		`{"a":[[{"a":1,"a":2}]]}`, `{"a":1e5,"b":-0,"c":01}`, "{\"a\":\"\xff\"}", `{"` + strings.Repeat("x", 120) + `":{"a":1,"b":2,"c":{"d":[1,2,3]}}}`, strings.Repeat(`{"a":`, 10), `{"header.kid":1,"/a":2,"":3}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := compareWithOracle(b); err != nil {
+			t.Fatal(err)
+		}
+		wantAllocated(t, min(len(b), MaxPayloadBytes), func() { _, _ = ParseClaims(b) })
+	})
+}
+
+func FuzzParseMatch(f *testing.F) {
+	for _, seed := range []string{``, `sub=u`, `iss=https://i,jti:=7`, `a=\,\\\x,b:=true`, `a=1,b=2,c=3,d=4,e=5`, `=`, `/a/b=c`, `token.sha256=00`, `a:=1.5`, "a=\xff", `a=1,a=1`} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		m, err := ParseMatch(text)
+		wantAllocated(t, len(text), func() { _, _ = ParseMatch(text) })
+		if err != nil {
+			var field *FieldError
+			if !errors.As(err, &field) || len(m.claims) != 0 {
+				t.Fatalf("%v, %+v", err, m)
+			}
+			return
+		}
+		checkMatch(t, m)
+	})
+}
+
+// checkMatch checks what holds for every match: it survives JSON, and has a shape and a fingerprint.
+func checkMatch(t *testing.T, m Match) {
+	t.Helper()
+	var again Match
+	if err := json.Unmarshal(must(json.Marshal(m)), &again); err != nil || !equalMatches(m, again) {
+		t.Fatalf("%+v becomes %+v, %v", m, again, err)
+	}
+	s := Shape{Names: m.Names()}
+	if got, err := ParseShape(must(s.AppendBinary(nil))); err != nil || got.String() != s.String() {
+		t.Fatalf("shape %s becomes %s, %v", s, got, err)
+	}
+	if testKey.fingerprint(m, s, ClassDeny) != testKey.fingerprint(again, s, ClassDeny) {
+		t.Fatal("another fingerprint")
+	}
+}
+
+func FuzzMatchJSON(f *testing.F) {
+	for _, seed := range []string{`{}`, `{"sub":"u","n":1,"b":false}`, `{"/a/b":"x","/~1":1}`, `{"a":null}`, `{"a":[1]}`, `{"a":1,"/a":1}`, `{"header.kid":"k","/header.kid":"p"}`, `{"a":1.0}`, `[]`, `{"a":1,"a":1}`, `{"\ud800":1}`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m Match
+		err := m.UnmarshalJSON(b)
+		wantAllocated(t, 2*min(len(b), MaxPayloadBytes), func() { _ = new(Match).UnmarshalJSON(b) })
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrDuplicateClaim) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if !json.Valid(b) || len(m.claims) > MaxMatchClaims {
+			t.Fatalf("%+v", m)
+		}
+		checkMatch(t, m)
+	})
+}
+
+func FuzzParseRecord(f *testing.F) {
+	good := must(Record{Fingerprint: Fingerprint{1, 2}, Value: t0, Shape: 3, ExpiresAt: 4, Class: ClassDeny}.AppendBinary(nil))
+	f.Add(good)
+	f.Add(good[:RecordSize-1])
+	f.Add(append(good, 0))
+	f.Add(make([]byte, RecordSize))
+	f.Add(bytes.Repeat([]byte{0xff}, RecordSize))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := ParseRecord(b)
+		wantAllocated(t, 0, func() { _, _ = ParseRecord(b) })
+		if err != nil {
+			if !errors.Is(err, ErrRecord) || r != (Record{}) {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			return
+		}
+		if got := must(r.AppendBinary(nil)); !bytes.Equal(got, b[:RecordSize]) {
+			t.Fatalf("%x becomes %x", b, got)
+		}
+		if Join(r, r) != r {
+			t.Fatalf("%+v does not join itself", r)
+		}
+	})
+}
+
+func FuzzParseShape(f *testing.F) {
+	for _, s := range []Shape{{}, {Names: []string{"iss", "sub"}, Compared: IAT}, {Names: []string{"/a/b"}}, {Names: []string{"iss", "jti", "sub"}, Compared: IAT, Keep: true, KeepOf: []string{"iss", "sub"}}} {
+		f.Add(must(s.AppendBinary(nil)))
+	}
+	f.Add([]byte{1, 0, 255, 255})
+	f.Add([]byte{2, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := ParseShape(b)
+		wantAllocated(t, len(b), func() { _, _ = ParseShape(b) })
+		if err != nil {
+			if !errors.Is(err, ErrRecord) || len(s.Names) > 0 || s.Keep {
+				t.Fatalf("%+v, %v", s, err)
+			}
+			return
+		}
+		if got := must(s.AppendBinary(nil)); !bytes.Equal(got, b) {
+			t.Fatalf("%x becomes %x", b, got)
+		}
+		if !s.valid() {
+			t.Fatalf("%s is read and cannot be defined", s)
+		}
+	})
+}

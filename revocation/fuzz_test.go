@@ -133,6 +133,7 @@ func FuzzParseShape(f *testing.F) {
 	}
 	f.Add([]byte{1, 0, 255, 255})
 	f.Add([]byte{2, 0, 0, 0, 0})
+	f.Add(append([]byte{1, 0, 1, 255}, make([]byte, 300)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := ParseShape(b)
 		wantAllocated(t, len(b), func() { _, _ = ParseShape(b) })

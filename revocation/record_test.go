@@ -88,6 +88,7 @@ func TestParseShapeRefuses(t *testing.T) {
 		"nothing": nil, "a version to come": {2, 0, 0, 0, 0}, "a flag to come": {1, 2, 0, 0, 0}, "cut short": {1, 0, 0, 0}, "more": {1, 0, 0, 0, 0, 0},
 		"many names":          {1, 0, 255},
 		"a long name":         {1, 0, 1, 255, 'x'},
+		"the longest":         append([]byte{1, 0, 1, 255}, make([]byte, 300)...), // 1 + 255 overflows a byte
 		"names out of order":  def(Shape{Names: []string{"b", "a"}}),
 		"a name twice":        def(Shape{Names: []string{"a", "a"}}),
 		"no canonical name":   def(Shape{Names: []string{"/a"}}),

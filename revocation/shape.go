@@ -56,11 +56,12 @@ func ParseShape(b []byte) (Shape, error) {
 	s.Keep = b[1] == 1
 	rest := b[2:]
 	text := func() (string, bool) {
-		if len(rest) == 0 || len(rest) < 1+int(rest[0]) {
+		if len(rest) == 0 || len(rest)-1 < int(rest[0]) {
 			return "", false
 		}
-		t := string(rest[1 : 1+rest[0]])
-		rest = rest[1+len(t):]
+		end := 1 + int(rest[0])
+		t := string(rest[1:end])
+		rest = rest[end:]
 		return t, true
 	}
 	names := func() ([]string, bool) {

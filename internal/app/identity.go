@@ -87,11 +87,7 @@ func makeIdentity(path string) error {
 	if err != nil {
 		return err
 	}
-	keys, err := issuer.Marshal()
-	if err != nil {
-		return err
-	}
-	b, err := json.MarshalIndent(storedIdentity{identityVersion, hex.EncodeToString(key[:]), keys}, "", "  ")
+	b, err := json.MarshalIndent(storedIdentity{identityVersion, hex.EncodeToString(key[:]), issuer.Marshal()}, "", "  ")
 	if err != nil {
 		return err
 	}

@@ -319,7 +319,7 @@ func checkFaults(files []file) []string {
 		}
 	}
 	for _, f := range files {
-		f.calls(modulePath+"/internal/faults", func(name string, call *ast.CallExpr) {
+		check := func(name string, call *ast.CallExpr) {
 			if f.test || known[name] == nil || len(call.Args) != 1 {
 				return
 			}
@@ -333,6 +333,23 @@ func checkFaults(files []file) []string {
 			if !known[name][fault] {
 				p.add("%s: internal/faults knows no %q for %s", f.name, fault, name)
 			}
+		}
+		f.calls(modulePath+"/internal/faults", check)
+		// A package may keep faults.Mutant in a field or variable, by the name mutant.
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			if call, ok := n.(*ast.CallExpr); ok {
+				switch fun := call.Fun.(type) {
+				case *ast.Ident:
+					if fun.Name == "mutant" {
+						check("Mutant", call)
+					}
+				case *ast.SelectorExpr:
+					if fun.Sel.Name == "mutant" {
+						check("Mutant", call)
+					}
+				}
+			}
+			return true
 		})
 	}
 	p.use("mutant") // read by internal/faults itself

@@ -87,6 +87,10 @@ func TestChecksFind(t *testing.T) {
 			checkFaults,
 			"a/a.go", "package a\nimport \"github.com/revokd/revokd/internal/faults\"\nvar x = faults.Mutant(\"y\")", `knows no "y" for Mutant`,
 		},
+		"unknown mutant by way of a field": {
+			checkFaults,
+			"a/a.go", "package a\nfunc f(c struct{ mutant func(string) bool }) { c.mutant(\"y\") }", `knows no "y" for Mutant`,
+		},
 		"mutant that nobody has": {
 			checkFaults,
 			"internal/faults/faults.go", "package faults\nvar mutants = map[string]string{\"y\": \"\"}", "y is in the table of mutants",

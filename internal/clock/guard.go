@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/revokd/revokd/internal/faults"
 )
 
 // GuardConfig configures a [Guard]. Zero fields mean the defaults.
@@ -158,7 +160,7 @@ func (g *Guard) Read() Reading {
 		offset = 0
 	}
 	r := Reading{Guarded: g.line, Wall: wall, Offset: offset, Unconfirmed: g.unsettled}
-	if wall.Before(g.line) {
+	if wall.Before(g.line) || faults.Mutant("wall-clock") {
 		r.Guarded = wall
 	}
 	r.Trusted = (!g.jumped || mono-g.since >= g.cfg.Distrust) && !wall.Before(Earliest)

@@ -39,8 +39,15 @@ const MaxFile = 4096
 // names are the values that can be set, each with its test. The value of mutant is a list of mutants.
 var names = map[string]func(string) error{
 	"clock":  validClock,   // how far the wall clock is shifted, a duration: +30h, -1h30m
-	"disk":   validDisk,    // what the journal's files fail with, an error number's name: ENOSPC
+	"disk":   validDisk,    // what the journal's files fail with, one of disks
 	"mutant": validMutants, // bugs to run with, separated by commas
+}
+
+// disks are the ways in which a disk can fail.
+var disks = map[string]string{
+	"ENOSPC":    "writes fail: no space",
+	"EIO-write": "writes fail: input/output error",
+	"EIO-fsync": "fsync fails",
 }
 
 // mutants are the bugs that can be asked for, each a mistake that a test must catch.
@@ -49,7 +56,6 @@ var mutants = map[string]string{
 	"no-fsync":         "the journal does not fsync",
 	"ignore-fsync":     "a failed fsync is ignored",
 	"replay-skip-last": "the last record of the journal is not read back",
-	"sweep-at-exp":     "a record is dropped at its ExpiresAt, without slack",
 	"wall-clock":       "records expire by the wall clock",
 }
 
@@ -113,8 +119,8 @@ func validClock(value string) error {
 }
 
 func validDisk(value string) error {
-	if value == "" {
-		return errors.New("empty")
+	if _, known := disks[value]; !known {
+		return fmt.Errorf("unknown failure %q", value)
 	}
 	return nil
 }

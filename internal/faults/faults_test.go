@@ -39,7 +39,8 @@ func TestParseRejects(t *testing.T) {
 		"clock=1":                          "missing unit",
 		"clock=":                           "line 1: clock:",
 		"clock=1h\nclock=1h":               "line 2: clock stands twice",
-		"disk=":                            "line 1: disk: empty",
+		"disk=":                            `line 1: disk: unknown failure ""`,
+		"disk=EIO":                         `line 1: disk: unknown failure "EIO"`,
 		"mutant=":                          `unknown mutant ""`,
 		"mutant=no-fsync,":                 `unknown mutant ""`,
 		"mutant=no-fsink":                  `unknown mutant "no-fsink"`,
@@ -58,7 +59,7 @@ func TestParseRejects(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(""))
-	f.Add([]byte("clock=+30h\ndisk=EIO\nmutant=wall-clock\n"))
+	f.Add([]byte("clock=+30h\ndisk=EIO-fsync\nmutant=wall-clock\n"))
 	f.Add([]byte("mutant=no-fsync,no-fsync"))
 	f.Add([]byte("clock=1h\nclock=2h"))
 	f.Fuzz(func(t *testing.T, b []byte) {

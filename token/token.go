@@ -68,7 +68,12 @@ func (v *Verifier) VerifyWith(ctx context.Context, raw string, now int64, begin 
 		return nil, err
 	}
 	t := &Token{Claims: p.claims, Issuer: iss.Name}
-	return t, iss.judge(p, now)
+	switch err := iss.judge(p, now); {
+	case err == nil, errors.Is(err, ErrExpired):
+		return t, err
+	default:
+		return nil, err
+	}
 }
 
 // parsed is a token taken apart, not verified.

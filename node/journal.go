@@ -6,10 +6,12 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -61,7 +63,17 @@ func (d *disk) commit(ctx context.Context, w *writing) error {
 			return err
 		}
 	}
-	return d.journal.Append(ctx, b)
+	err := d.journal.Append(ctx, b)
+	if err != nil && !b.Taken() {
+		(*Node)(d).merged(w, err)
+	}
+	switch {
+	case errors.Is(err, journal.ErrBusy):
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case errors.Is(err, journal.ErrClosed):
+		return fmt.Errorf("%w: %w", ErrNotReady, err)
+	}
+	return err
 }
 
 // onDisk is what the journal's metadata holds, or is about to hold. It belongs to the goroutine that commits.
@@ -169,10 +181,11 @@ func (n *Node) start(ctx context.Context) error {
 		return nil
 	}
 	began := n.cfg.Clock.Mono()
-	if err := n.readMeta(); err != nil {
-		return err
-	}
+	meta := sync.OnceValue(n.readMeta) // complete before the first record, and also if there is none
 	stats, err := n.journal.Replay(ctx, func(records []byte) error {
+		if err := meta(); err != nil {
+			return err
+		}
 		now := n.Now()
 		for ; len(records) > 0; records = records[entrySize:] {
 			r, dot, err := parseEntry(records[:entrySize])
@@ -186,10 +199,13 @@ func (n *Node) start(ctx context.Context) error {
 		}
 		return nil
 	}, n.progress)
+	if err == nil {
+		err = meta()
+	}
 	if err != nil {
 		return err
 	}
-	n.log.Info("journal read", "records", stats.Records, "bytes", stats.Bytes, "took", (n.cfg.Clock.Mono() - began).Round(time.Millisecond).String())
+	n.log.Info("journal read", "records", stats.Records, "bytes", stats.Bytes, "cut", stats.Cut, "took", (n.cfg.Clock.Mono() - began).Round(time.Millisecond).String())
 	return nil
 }
 
@@ -268,10 +284,21 @@ func (n *Node) keepHouse(ctx context.Context) error {
 	return n.journal.Append(ctx, &journal.Batch{User: new(housekeeping)})
 }
 
+// reportEvery is how often the log tells how far the start is.
+const reportEvery = 2 * time.Second
+
 func (n *Node) progress(p journal.Progress) {
 	n.mu.Lock()
 	n.replay = p
+	now := n.cfg.Clock.Mono()
+	report := now-n.reported >= reportEvery
+	if report {
+		n.reported = now
+	}
 	n.mu.Unlock()
+	if report {
+		n.log.Info("reading the journal", "progress", p.String())
+	}
 }
 
 // diskError says why writes are refused, nil if they are not.

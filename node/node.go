@@ -125,7 +125,9 @@ type Node struct {
 	mu      sync.Mutex // guards what follows
 	guard   *clock.Guard
 	reading clock.Reading
-	replay  journal.Progress // while the journal is read
+	// replay is how far the journal has been read, reported when the log last told it.
+	replay   journal.Progress
+	reported time.Duration
 }
 
 // New checks the configuration, opens the journal and takes the lock of its directory. It starts nothing and

@@ -1,0 +1,446 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// How often the journal looks whether space has returned: with batches waiting, and without.
+const (
+	retryFull = 100 * time.Millisecond
+	probeFull = time.Second
+)
+
+// head is the content of the first frame of a segment.
+type head struct {
+	format  format
+	prev    prev
+	meta    metadata
+	records []byte // of a frame behind prev that may not be durable there
+}
+
+func (h head) encode(b *frameBuilder, seq uint64) ([]byte, error) {
+	b.begin(frameHead, seq)
+	b.addRecords(h.records)
+	b.addEntry(keyFormat, h.format.marshal())
+	b.addEntry(keyPrev, h.prev.marshal())
+	for _, key := range h.meta.keys() {
+		b.addEntry(key, h.meta.entries[key])
+	}
+	return b.finish(0)
+}
+
+// createSegment makes a file with a head, neither of them durable yet.
+func createSegment(d directory, name string, seq uint64, h head, b *frameBuilder) (File, error) {
+	frame, err := h.encode(b, seq)
+	if err != nil {
+		return nil, err
+	}
+	file, err := d.fs.Create(d.path(name))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := file.WriteAt(frame, 0); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// committer writes the segments. One goroutine uses it; what others read is in Journal under mu.
+type committer struct {
+	j       *Journal
+	builder frameBuilder
+	file    File  // of Journal.active; nil: none, the next commit begins a segment
+	start   int64 // where its head ends
+	// What the next head says.
+	base  prev
+	carry []byte // records behind base that must be repeated
+
+	spare string    // a segment that the next head makes superfluous
+	tried time.Time // when a segment could not be begun for want of space
+	roll  bool
+}
+
+func (c *committer) init(j *Journal) {
+	c.j = j
+	c.builder.recordSize = j.cfg.RecordSize
+}
+
+func (c *committer) continueFrom(m *image) {
+	c.base, c.carry, c.j.nextID = m.next, m.tail, m.listing.maxID
+	for _, f := range m.files {
+		c.j.nextID = max(c.j.nextID, f.id)
+	}
+}
+
+// Run commits what is queued until ctx ends, then what was queued by then, and returns nil. It runs once, after
+// Replay. A disk that fails does not end it: see [Journal.Err].
+func (j *Journal) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	j.mu.Lock()
+	if j.closed || !j.replayed || j.running != nil {
+		closed := j.closed
+		j.mu.Unlock()
+		if closed {
+			return ErrClosed
+		}
+		return ErrNotReplayed
+	}
+	running := make(chan struct{})
+	j.running, j.stop = running, stop
+	close(j.started)
+	j.mu.Unlock()
+	defer close(running)
+
+	probe := time.NewTicker(probeFull)
+	defer probe.Stop()
+	for ended := false; !ended; {
+		select {
+		case <-ctx.Done():
+			j.mu.Lock()
+			j.closed = true
+			j.mu.Unlock()
+			ended = true
+		case <-j.wake:
+		case <-probe.C:
+			j.committer.heal()
+		}
+		for group := j.take(); len(group) > 0; group = j.take() {
+			for len(group) > 0 {
+				group = group[j.committer.commit(group):]
+			}
+		}
+	}
+	j.committer.end()
+	return nil
+}
+
+// commit makes some of the batches durable with one frame, or fails them, and returns how many.
+func (c *committer) commit(group []*Batch) int {
+	j := c.j
+	if err := c.ready(slices.ContainsFunc(group, func(b *Batch) bool { return b.control != nil })); err != nil {
+		for _, b := range group {
+			j.finish(b, err)
+		}
+		return len(group)
+	}
+	n, refused := c.assign(group)
+	if n > 0 {
+		early := j.cfg.mutant("ack-before-write")
+		if early {
+			finishAll(j, group[:n], nil)
+		}
+		err := c.write(group[:n])
+		if !early {
+			finishAll(j, group[:n], err)
+		}
+	}
+	if refused != nil {
+		j.finish(group[n], refused)
+		n++
+	}
+	if c.roll {
+		_ = c.ready(false) // shows in Err
+	}
+	return n
+}
+
+func finishAll(j *Journal, group []*Batch, err error) {
+	for _, b := range group {
+		j.finish(b, err)
+	}
+}
+
+// assign lets the owner number the batches, up to one that has become invalid by it: that one fails after
+// those before it are known, and before those after it are numbered.
+func (c *committer) assign(group []*Batch) (n int, err error) {
+	c.j.mu.Lock()
+	total := c.j.meta.size
+	c.j.mu.Unlock()
+	size := 0
+	for _, b := range group {
+		if b.control != nil {
+			n++
+			continue
+		}
+		c.j.cfg.Assign(b)
+		if err := b.check(c.j.cfg.RecordSize); err != nil {
+			return n, err
+		}
+		size += b.bytes()
+		// Replaced values are counted twice, which refuses a little early.
+		for _, m := range b.Meta {
+			if m.Value != nil {
+				total += entryHeader + len(m.Key) + len(m.Value)
+			}
+		}
+		if len(b.Meta) > 0 && total > MaxMetaTotal {
+			return n, fmt.Errorf("%w: metadata of %d bytes in all, limit %d", ErrInvalid, total, MaxMetaTotal)
+		}
+		if size > maxFrame/2 {
+			return n, fmt.Errorf("%w: a commit of %d bytes, limit %d", ErrInvalid, size, maxFrame/2)
+		}
+		n++
+	}
+	return n, nil
+}
+
+// write writes one frame, makes it durable and takes it into account.
+func (c *committer) write(group []*Batch) error {
+	j := c.j
+	b := &c.builder
+	b.begin(frameData, j.active.seq)
+	records := 0
+	for _, batch := range group {
+		b.addRecords(batch.Records)
+		records += len(batch.Records) / j.cfg.RecordSize
+	}
+	for _, batch := range group {
+		for _, m := range batch.Meta {
+			b.addEntry(m.Key, m.Value)
+		}
+		if batch.control != nil {
+			if batch.control.files != nil {
+				b.addEntry(keyFiles, batch.control.files)
+			}
+			c.roll = c.roll || batch.control.roll
+		}
+	}
+	if len(b.buf) == headerSize {
+		return nil // nothing to write
+	}
+	frame, err := b.finish(j.active.end)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := c.put(frame); err != nil {
+		return c.failed(err)
+	}
+	took := time.Since(began)
+	c.carry = nil
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.active.end += int64(len(frame))
+	for _, batch := range group {
+		for _, m := range batch.Meta {
+			j.meta.set(m)
+		}
+		if batch.control != nil && batch.control.files != nil {
+			j.meta.set(Meta{keyFiles, batch.control.files})
+			batch.control.apply()
+		}
+	}
+	j.stats.commit(len(group), records, len(frame), took)
+	b.shrink()
+	return nil
+}
+
+// put writes at the end of the active segment and makes it durable.
+func (c *committer) put(frame []byte) error {
+	if _, err := c.file.WriteAt(frame, c.j.active.end); err != nil {
+		return err
+	}
+	if err := c.sync(c.file); err != nil {
+		return err
+	}
+	return c.linked()
+}
+
+// errUnlinked: somebody removed the directory or the file. Fresh files would hide that the older ones are gone.
+var errUnlinked = errors.New("the segment's file was removed")
+
+func (c *committer) linked() error {
+	ok, err := c.file.Linked()
+	if err == nil && !ok {
+		err = errUnlinked
+	}
+	return err
+}
+
+// failed gives up the active segment after a failed write or sync, and begins another one: whether the disk takes
+// a fresh file decides whether the journal goes on. The file is never written again; the next head says how much of
+// it counts, so that nothing of the failed commit is ever read, whole or torn.
+func (c *committer) failed(err error) error {
+	err = diskError("write the journal", err)
+	c.abandon()
+	c.note(err)
+	if errors.Is(err, errUnlinked) {
+		c.fail(err, true)
+	} else {
+		_ = c.begin() // shows in Err
+	}
+	return err
+}
+
+// abandon ends the active segment where it is durable.
+func (c *committer) abandon() {
+	c.closeFile()
+	j := c.j
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if c.carry == nil {
+		c.base = prev{j.active.seq, j.active.end}
+		j.sealed = append(j.sealed, j.active)
+	} else {
+		c.spare = j.active.name() // only a head: the next one repeats it
+	}
+	j.active = segment{}
+}
+
+// ready makes sure that there is a segment to write to. Without force it does not try for every batch on a full disk.
+func (c *committer) ready(force bool) error {
+	j := c.j
+	if j.latched {
+		return j.Err()
+	}
+	if c.file != nil && c.carry == nil && (j.active.end-c.start >= j.cfg.SegmentBytes || c.roll) {
+		if err := c.linked(); err != nil {
+			return c.failed(err)
+		}
+		c.abandon()
+	}
+	c.roll = false
+	if c.file != nil {
+		return nil
+	}
+	if err := j.Err(); err != nil && !force && time.Since(c.tried) < retryFull {
+		return err
+	}
+	return c.begin()
+}
+
+// heal begins a segment if one is missing.
+func (c *committer) heal() {
+	if c.file == nil && !c.j.latched {
+		_ = c.begin() // shows in Err
+	}
+}
+
+// begin makes a new segment: file, head, fsync, and fsync of the directory. Until it has succeeded nothing is
+// written anywhere. A failure for want of space may be tried again, any other is final.
+func (c *committer) begin() error {
+	j := c.j
+	seq := j.newID()
+	s := segment{seq: seq}
+	j.mu.Lock()
+	h := head{
+		format: format{recordSize: j.cfg.RecordSize, keyID: j.cfg.KeyID, incarnation: j.incarnation},
+		prev:   c.base, meta: metadata{entries: j.meta.entries}, records: c.carry,
+	}
+	j.mu.Unlock() // only this goroutine changes the metadata
+	began := time.Now()
+	file, err := createSegment(j.dir, s.name(), seq, h, &c.builder)
+	if err == nil {
+		if err = c.sync(file); err == nil {
+			err = c.syncDir(j.dir.path(walDir))
+		}
+		if err != nil {
+			file.Close()
+		}
+	}
+	if err != nil {
+		// Its head may be found by the next start, which then goes on behind it: nothing was acknowledged meanwhile.
+		_ = j.dir.fs.Remove(j.dir.path(s.name()))
+		err = diskError("begin a segment", err)
+		c.tried = time.Now()
+		c.note(err)
+		c.fail(err, !errors.Is(err, ErrFull))
+		return err
+	}
+	c.file, c.start = file, int64(len(c.builder.buf))
+	if c.carry == nil {
+		c.carry = []byte{} // until the first commit this segment is only a head
+	}
+	s.end = c.start
+	j.mu.Lock()
+	healed := j.failure != nil
+	j.active, j.failure = s, nil
+	j.stats.segment(len(c.builder.buf), time.Since(began))
+	j.mu.Unlock()
+	if healed {
+		j.log.Info("the journal writes again")
+	}
+	c.builder.shrink()
+	if c.spare != "" {
+		j.remove([]string{c.spare})
+		c.spare = ""
+	}
+	return nil
+}
+
+// fail refuses writes from now on: for good, or until a segment can be begun.
+func (c *committer) fail(err error, latch bool) {
+	j := c.j
+	j.mu.Lock()
+	first := j.failure == nil || latch && !j.latched
+	j.failure = err
+	j.latched = j.latched || latch
+	j.mu.Unlock()
+	if first {
+		j.log.Error("the journal refuses writes", "error", err, "for_good", latch)
+	}
+}
+
+// note keeps a failure for Stats.
+func (c *committer) note(err error) {
+	c.j.mu.Lock()
+	defer c.j.mu.Unlock()
+	c.j.stats.failures++
+	c.j.stats.lastError = err
+}
+
+// end closes the active segment with a frame that proves that everything before it was synced.
+func (c *committer) end() {
+	if c.file == nil || c.carry != nil {
+		return // a head alone says it already
+	}
+	c.builder.begin(frameEnd, c.j.active.seq)
+	frame, err := c.builder.finish(c.j.active.end)
+	if err == nil {
+		err = c.put(frame)
+	}
+	if err != nil {
+		c.note(diskError("end the journal", err)) // everything acknowledged is durable without it
+	}
+	c.closeFile()
+}
+
+func (c *committer) closeFile() {
+	if c.file != nil {
+		c.file.Close() // what matters was synced
+		c.file = nil
+	}
+}
+
+func (c *committer) sync(f File) error {
+	if c.j.cfg.mutant("no-fsync") {
+		return nil
+	}
+	err := f.Sync()
+	if err != nil && c.j.cfg.mutant("ignore-fsync") {
+		return nil
+	}
+	return err
+}
+
+func (c *committer) syncDir(name string) error {
+	if c.j.cfg.mutant("no-dir-fsync") {
+		return nil
+	}
+	return c.j.dir.fs.SyncDir(name)
+}
+
+// syncFile makes durable what an earlier process wrote to a file.
+func (c *committer) syncFile(name string) error {
+	f, err := c.j.dir.fs.Open(c.j.dir.path(name), true)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.sync(f), f.Close())
+}

@@ -1,0 +1,48 @@
+package journal
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"syscall"
+)
+
+// FS is what the journal needs of a file system. A nil FS in a [Config] is the operating system's;
+// package journaltest has one that crashes and fails on request. Names are paths with slashes as given in
+// [Config.Dir]. Implementations must be safe for concurrent use; errors must match [fs.ErrNotExist] and
+// the [syscall.Errno] values where they apply.
+type FS interface {
+	// Create makes a file that must not exist yet and opens it for reading and writing.
+	Create(name string) (File, error)
+	// Open opens a file for reading, and for writing as well if write is set.
+	Open(name string, write bool) (File, error)
+	// ReadDir lists the names in a directory, in any order.
+	ReadDir(name string) ([]string, error)
+	Mkdir(name string) error
+	Rename(from, to string) error
+	Remove(name string) error
+	// SyncDir makes the entries of a directory durable: files created, renamed and removed in it.
+	SyncDir(name string) error
+	// Lock takes the exclusive lock of a file, which it creates if create is set, and does not wait: the error
+	// matches [ErrLocked] if another process, or another call in this one, has it.
+	Lock(name string, create bool) (io.Closer, error)
+}
+
+// File is an open file of an [FS]. The journal calls WriteAt and Sync of one file from one goroutine at a time.
+type File interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	// Sync makes the content durable (fdatasync). After a failure nothing is known of what was written since
+	// the last success, whatever a later Sync returns.
+	Sync() error
+	Truncate(size int64) error
+	Size() (int64, error)
+	// Linked reports whether the file still has a name in the file system.
+	Linked() (bool, error)
+}
+
+// isFull reports whether an error says that there is no space: it heals when space returns.
+func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+func notExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }

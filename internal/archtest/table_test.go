@@ -45,6 +45,7 @@ var clockReaders = map[string]string{
 	"internal/clock":  "the seam itself",
 	"internal/faults": "looks at its control file at most every 10 ms, in test builds",
 	"internal/api":    "deadlines of connections and durations in metrics, which no verdict depends on",
+	"journal":         "how long an fsync took, and when to try a full disk again; no record depends on it",
 	"cmd/revokd":      "turns the durations that a user types into instants, and shows progress",
 }
 
@@ -54,6 +55,7 @@ var panics = map[string]string{
 	"internal/clock/system_faults.go": "the same",
 	"internal/api/interceptor.go":     "passes on http.ErrAbortHandler, which net/http wants",
 	"internal/api/guard.go":           "http.ErrAbortHandler closes a connection without an answer",
+	"journal/layout.go":               "the end of a table whose last row takes all",
 	"revocation/match.go":             "Must form, for constants in tests and examples",
 }
 
@@ -71,7 +73,6 @@ var libraries = []library{
 	{"connectrpc.com/grpchealth", "Apache-2.0", "the health service that gRPC clients ask", "internal/api"},
 	{"connectrpc.com/grpcreflect", "Apache-2.0", "lets grpcurl list the API", "internal/api"},
 	{"github.com/MicahParks/jwkset", "Apache-2.0", "JSON web keys", "token internal/devissuer"},
-	{"github.com/MicahParks/keyfunc/v3", "Apache-2.0", "key sets for golang-jwt", "token"},
 	{"github.com/bits-and-blooms/bloom/v3", "BSD-2-Clause", "sizes of filters, and the layout that other languages read", "bloom"},
 	{"github.com/dchest/siphash", "CC0-1.0", "SipHash-128, the PRF of fingerprints", "revocation"},
 	{"github.com/golang-jwt/jwt/v5", "MIT", "parses and verifies tokens", "token internal/devissuer"},
@@ -84,7 +85,7 @@ var libraries = []library{
 	{"go.uber.org/goleak", "MIT", "finds goroutines without an owner in tests", ""},
 	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "node internal/app internal/api token cmd/revokd cmd/revokd/internal/bulk"},
 	{"golang.org/x/sys", "BSD-3-Clause", "CLOCK_BOOTTIME, and the system calls of files and memory", "internal/clock journal ttlstore"},
-	{"golang.org/x/time", "BSD-3-Clause", "limits of request rates", "internal/api"},
+	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys", "token"},
 	{"google.golang.org/genproto/googleapis/rpc", "Apache-2.0", "details of gRPC errors, in tests", ""},
 	{"google.golang.org/grpc", "Apache-2.0", "the client that most programs use, in tests", ""},
 	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "internal/api cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1 proto/revokd/v1/revokdv1connect"},

@@ -54,6 +54,7 @@ var disks = map[string]string{
 var mutants = map[string]string{
 	"ack-before-write": "a write is acknowledged before it is on disk",
 	"no-fsync":         "the journal does not fsync",
+	"no-dir-fsync":     "the journal does not fsync its directory",
 	"ignore-fsync":     "a failed fsync is ignored",
 	"replay-skip-last": "the last record of the journal is not read back",
 	"wall-clock":       "records expire by the wall clock",

@@ -3,15 +3,15 @@ package archtest
 // imports has a row for each package: what it may import of this module, from the edges down. Tests may import anything.
 var imports = map[string]string{
 	// Edges
-	"cmd/revokd":               "cmd/revokd/internal/bulk internal/app internal/app/atomicfile node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
-	"cmd/revokd/internal/bulk": "internal/app/atomicfile proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
-	"internal/app":             "internal/api internal/app/atomicfile internal/clock internal/devissuer node revocation token ttlstore",
+	"cmd/revokd":               "cmd/revokd/internal/bulk internal/app internal/app/atomicfile proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
+	"cmd/revokd/internal/bulk": "proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
+	"internal/app":             "internal/api internal/app/atomicfile internal/devissuer node revocation token ttlstore",
 	"internal/app/atomicfile":  "",
 	"internal/api":             "internal/devissuer journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
 	"internal/devissuer":       "token revocation",
 
 	// Process
-	"node": "internal/clock internal/faults journal revocation ttlstore",
+	"node": "internal/clock journal revocation ttlstore",
 
 	// Meaning: the only packages that know what a token is
 	"revocation": "ttlstore",
@@ -69,12 +69,12 @@ type library struct {
 
 // libraries are the direct dependencies. An entry is a decision: its code runs in front of a login.
 var libraries = []library{
-	{"connectrpc.com/connect", "Apache-2.0", "the API as gRPC and JSON on one port", "internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1/revokdv1connect"},
+	{"connectrpc.com/connect", "Apache-2.0", "the API as gRPC and JSON on one port", "internal/api cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1/revokdv1connect"},
 	{"connectrpc.com/grpchealth", "Apache-2.0", "the health service that gRPC clients ask", "internal/api"},
 	{"connectrpc.com/grpcreflect", "Apache-2.0", "lets grpcurl list the API", "internal/api"},
 	{"github.com/MicahParks/jwkset", "Apache-2.0", "JSON web keys", "token internal/devissuer"},
 	{"github.com/bits-and-blooms/bloom/v3", "BSD-2-Clause", "sizes of filters, and the layout that other languages read", "bloom"},
-	{"github.com/dchest/siphash", "CC0-1.0", "SipHash-128, the PRF of fingerprints", "revocation"},
+	{"github.com/dchest/siphash", "CC0-1.0", "SipHash-128, against which tests hold our own", ""},
 	{"github.com/golang-jwt/jwt/v5", "MIT", "parses and verifies tokens", "token internal/devissuer"},
 	{"github.com/hashicorp/go-hclog", "MIT", "logs", "cmd/revokd internal/app internal/api token node journal"},
 	{"github.com/mattn/go-isatty", "MIT", "whether a person or a program reads the output", "cmd/revokd"},
@@ -83,11 +83,11 @@ var libraries = []library{
 	{"github.com/spf13/cobra", "Apache-2.0", "commands, help and shell completion", "cmd/revokd"},
 	{"github.com/spf13/pflag", "BSD-3-Clause", "flags of cobra", "cmd/revokd"},
 	{"go.uber.org/goleak", "MIT", "finds goroutines without an owner in tests", ""},
-	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "node internal/app internal/api token cmd/revokd cmd/revokd/internal/bulk"},
-	{"golang.org/x/sys", "BSD-3-Clause", "CLOCK_BOOTTIME, and the system calls of files and memory", "internal/clock journal ttlstore"},
+	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "node internal/app token cmd/revokd/internal/bulk"},
+	{"golang.org/x/sys", "BSD-3-Clause", "CLOCK_BOOTTIME, and memory outside the heap", "internal/clock ttlstore"},
 	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys", "token"},
 	{"google.golang.org/genproto/googleapis/rpc", "Apache-2.0", "details of gRPC errors, in tests", ""},
 	{"google.golang.org/grpc", "Apache-2.0", "the client that most programs use, in tests", ""},
-	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "internal/api cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1 proto/revokd/v1/revokdv1connect"},
+	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "internal/api cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1"},
 	{"pgregory.net/rapid", "MPL-2.0", "property tests", ""},
 }

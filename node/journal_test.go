@@ -1,0 +1,299 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/revokd/revokd/internal/clock/clocktest"
+	"github.com/revokd/revokd/journal"
+	"github.com/revokd/revokd/revocation"
+)
+
+// Every rule is in force after a restart as it was before.
+func TestRestart(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	clk.Advance(time.Millisecond)
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	keep := revocation.Request{Match: match(t, "iss=i,sub=alice"), Keep: []revocation.Match{match(t, "iss=i,sid=kept")}}
+	for _, r := range []revocation.Request{
+		deny(t, "denied"),
+		{Match: match(t, "iss=i,sid=gone")},
+		keep,
+		{Match: match(t, "iss=i,sub=bob"), Below: &revocation.Below{Claim: "ver", Value: 7}},
+		{Action: revocation.Block, Match: match(t, "iss=i,sub=carol")},
+		{Action: revocation.Block, Match: match(t, "iss=i,sub=dave")},
+		{Action: revocation.Unblock, Match: match(t, "iss=i,sub=dave")},
+		{Match: match(t, "iss=i,header.kid=k1")},
+	} {
+		write(t, n, r)
+	}
+	cases := map[string]revocation.Status{
+		`"jti":"denied"`:              revocation.Revoked,
+		`"jti":"other"`:               revocation.Active,
+		`"sid":"gone"`:                revocation.Revoked,
+		`"sub":"alice"`:               revocation.Revoked,
+		`"sub":"alice","sid":"kept"`:  revocation.Active,
+		`"sub":"alice","sid":"other"`: revocation.Revoked,
+		`"sub":"bob","ver":6`:         revocation.Revoked,
+		`"sub":"bob"`:                 revocation.Revoked,
+		`"sub":"bob","ver":7`:         revocation.Active,
+		`"sub":"carol"`:               revocation.Revoked,
+		`"sub":"dave"`:                revocation.Active,
+	}
+	check := func(n *Node) {
+		t.Helper()
+		for claims, want := range cases {
+			c, err := revocation.ParseClaims(fmt.Appendf(nil, `{"iss":"i","iat":%d,"exp":%d,%s}`, start.Unix(), start.Add(time.Hour).Unix(), claims))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v := n.Check(c); v.Status != want {
+				t.Errorf("%s: %s (%s), want %s", claims, v.Status, v.Cause, want)
+			}
+		}
+	}
+	check(n)
+	before := dots(t, n)
+	stop()
+	for range 3 {
+		clk.Advance(time.Minute)
+		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+		check(n)
+		if r := write(t, n, deny(t, "denied")); r.Outcome != OutcomeCovered {
+			t.Fatalf("known after the restart: %s", r.Outcome)
+		}
+		write(t, n, deny(t, fmt.Sprint("new", clk.Now().Unix())))
+		for dot := range dots(t, n) {
+			before[dot] = true
+		}
+		stop()
+	}
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	defer stop()
+	if got := len(dots(t, n)); got != len(before) {
+		t.Fatalf("%d records have %d dots", got, len(before))
+	}
+}
+
+// dots returns the numbers of all records; each stands for one record.
+func dots(t *testing.T, n *Node) map[uint64]bool {
+	t.Helper()
+	seen := make(map[uint64]bool)
+	n.table.Range(revocation.Fingerprint{}, n.Now(), func(_ revocation.Record, dot uint64) bool {
+		if dot == 0 || seen[dot] {
+			t.Fatalf("dot %d twice, or none", dot)
+		}
+		seen[dot] = true
+		return true
+	})
+	return seen
+}
+
+func TestOpenRefuses(t *testing.T) {
+	dir := t.TempDir()
+	_, stop := runNode(t, Config{Dir: dir})
+	if _, err := New(Config{Name: "n2", Key: testKey, Dir: dir}); !errors.Is(err, journal.ErrLocked) {
+		t.Fatalf("second node: %v", err)
+	}
+	stop()
+	if _, err := New(Config{Name: "n1", Key: revocation.Key{9}, Dir: dir}); !errors.Is(err, journal.ErrKeyMismatch) {
+		t.Fatalf("other key: %v", err)
+	}
+}
+
+// No clock at the restart makes the node forget, and none makes it keep what has expired for ever.
+func TestClockAtRestart(t *testing.T) {
+	for _, wrong := range []time.Duration{time.Hour, -time.Hour, 30 * 24 * time.Hour, -30 * 24 * time.Hour, -50 * 365 * 24 * time.Hour} {
+		dir, clk := t.TempDir(), clocktest.New(start)
+		n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+		write(t, n, deny(t, "j1"))
+		if err := n.keepHouse(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		clk.Jump(wrong)
+		c := token(t, start, "")
+		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+		for range 9 { // within the grace period
+			n.tick()
+			n.table.Sweep(n.Now())
+			if err := n.journal.Expire(t.Context(), n.Now()/1000); err != nil {
+				t.Fatal(err)
+			}
+			wantStatus(t, n, c, revocation.Revoked)
+			clk.Advance(time.Minute)
+		}
+		clk.Jump(-wrong) // somebody sets it right
+		n.tick()
+		n.table.Sweep(n.Now())
+		wantStatus(t, n, c, revocation.Revoked)
+		stop()
+		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+		wantStatus(t, n, c, revocation.Revoked)
+		if wrong < 0 {
+			if s := n.Status().Clock; s == "" {
+				t.Error("no state of the clock")
+			}
+		}
+		stop()
+		clk.Advance(24 * time.Hour)
+		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+		clk.Advance(11 * time.Minute)
+		n.tick()
+		n.table.Sweep(n.Now())
+		if items := n.Status().Table.Items; items != 0 {
+			t.Errorf("clock wrong by %s: %d records a day later", wrong, items)
+		}
+		stop()
+	}
+}
+
+// A node whose clock stands before the last time on disk says so and takes no cutoff at "now".
+func TestClockBehindDisk(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	if err := n.keepHouse(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	clk.Jump(-time.Hour)
+	n = testNode(t, Config{Dir: dir, Clock: clk})
+	if s := n.Status().Clock; !strings.Contains(s, "behind") {
+		t.Errorf("clock: %q", s)
+	}
+	results, _, err := n.Write(t.Context(), []revocation.Request{{Match: match(t, "iss=i,sub=alice")}}, WriteOptions{})
+	if err != nil || !errors.Is(results[0].Err, ErrClock) {
+		t.Fatalf("%v, %+v", err, results)
+	}
+}
+
+// The definition of a shape goes when its last record has gone, and comes back with the next one.
+func TestShapesOnDisk(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	write(t, n, deny(t, "j1"))
+	shapes := func() int { return len(n.journal.Keys(metaShape)) }
+	house := func() {
+		t.Helper()
+		n.tick()
+		n.table.Sweep(n.Now())
+		if err := n.keepHouse(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	house()
+	if shapes() != 1 {
+		t.Fatalf("%d shapes", shapes())
+	}
+	clk.Advance(4 * time.Hour)
+	house()
+	if shapes() != 0 {
+		t.Fatalf("%d shapes after their time", shapes())
+	}
+	r := revocation.Request{Match: match(t, "iss=i,jti=j1"), ExpiresAt: clk.Now().Add(time.Hour).UnixMilli()}
+	write(t, n, r)
+	if shapes() != 1 {
+		t.Fatalf("%d shapes after a new record", shapes())
+	}
+	stop()
+	n = testNode(t, Config{Dir: dir, Clock: clk})
+	wantStatus(t, n, token(t, clk.Now(), ""), revocation.Revoked)
+}
+
+// Origins of runs whose records have gone are forgotten.
+func TestOriginsOnDisk(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	for i := range 5 {
+		n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+		write(t, n, revocation.Request{Match: match(t, fmt.Sprint("iss=i,jti=", i)), ExpiresAt: clk.Now().Add(time.Hour).UnixMilli()})
+		stop()
+	}
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	if got := len(n.journal.Keys(metaOrigin)); got != 5 {
+		t.Fatalf("%d origins, want 5", got)
+	}
+	stop()
+	clk.Advance(3 * time.Hour)
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	clk.Advance(11 * time.Minute)
+	n.tick()
+	for range 2 { // sealed, then sorted by expiry
+		if err := n.journal.Expire(t.Context(), n.Now()/1000); err != nil {
+			t.Fatal(err)
+		}
+		clk.Advance(time.Hour)
+		n.tick()
+	}
+	stop()
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	defer stop()
+	if err := n.keepHouse(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(n.journal.Keys(metaOrigin)); got != 0 {
+		t.Fatalf("%d origins without records", got)
+	}
+}
+
+// A limit that was raised does not reach tokens issued before: their cutoffs may be gone.
+func TestPolicyAcrossRestart(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	hour := revocation.Policy{Default: revocation.Settings{MaxTokenLifetime: time.Hour}}
+	day := revocation.Policy{Default: revocation.Settings{MaxTokenLifetime: 24 * time.Hour}}
+	long := func(iat time.Time) *revocation.Claims {
+		c, err := revocation.ParseClaims(fmt.Appendf(nil, `{"iss":"i","sub":"alice","iat":%d,"exp":%d}`, iat.Unix(), iat.Add(20*time.Hour).Unix()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk, Policy: hour})
+	write(t, n, revocation.Request{Match: match(t, "iss=i,sub=alice")})
+	stop()
+	clk.Advance(2 * time.Hour)
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk, Policy: day})
+	clk.Advance(11 * time.Minute)
+	n.tick()
+	n.table.Sweep(n.Now()) // the cutoff has gone
+	if v := n.Check(long(start.Add(-time.Minute))); v.Status != revocation.Unknown || v.Cause != revocation.CauseLifetime {
+		t.Fatalf("token from before: %s (%s)", v.Status, v.Cause)
+	}
+	wantStatus(t, n, long(clk.Now()), revocation.Active)
+	if err := n.keepHouse(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk, Policy: day}) // and it is remembered
+	defer stop()
+	if v := n.Check(long(start.Add(-time.Minute))); v.Status != revocation.Unknown {
+		t.Fatalf("token from before, after another restart: %s", v.Status)
+	}
+}
+
+// Many writers at once share syncs, and everything that was acknowledged is there after a restart.
+func TestConcurrentDurable(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	var wg sync.WaitGroup
+	for w := range 16 {
+		wg.Go(func() {
+			for i := range 50 {
+				results, receipt, err := n.Write(t.Context(), []revocation.Request{deny(t, fmt.Sprintf("%d-%d", w, i))}, WriteOptions{})
+				if err != nil || results[0].Err != nil || receipt.Durability != DurabilityDisk {
+					t.Errorf("%v, %+v, %+v", err, results, receipt)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	stop()
+	n = testNode(t, Config{Dir: dir, Clock: clk})
+	if got := n.Status().Table.Items; got != 800 {
+		t.Fatalf("%d records after the restart, want 800", got)
+	}
+}

@@ -181,6 +181,9 @@ func (n *Node) start(ctx context.Context) error {
 		return nil
 	}
 	began := n.cfg.Clock.Mono()
+	n.mu.Lock()
+	n.reported = began // a short start says nothing on its way
+	n.mu.Unlock()
 	meta := sync.OnceValue(n.readMeta) // complete before the first record, and also if there is none
 	stats, err := n.journal.Replay(ctx, func(records []byte) error {
 		if err := meta(); err != nil {

@@ -113,6 +113,9 @@ type Node struct {
 	calls   *calls
 	started time.Duration // on the monotonic clock
 
+	maxRecords int   // for writers
+	maxBytes   int64 // likewise
+
 	now      atomic.Int64 // guarded time, Unix milliseconds; written by the ticker
 	complete atomic.Bool  // the journal has been read: what is not in the table is not revoked
 	inflight atomic.Int64 // records that are on their way through the journal and not in the table yet
@@ -142,6 +145,8 @@ func New(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger.Named("node"), table: table, started: cfg.Clock.Mono()}
+	limits := table.Stats(0)
+	n.maxRecords, n.maxBytes = limits.Limit-cfg.Store.Reserve, limits.BytesLimit/10*9
 	n.calls = newCalls()
 	n.setGuard(time.Time{})
 	if cfg.Durability == DurabilityMemory {

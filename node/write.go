@@ -258,12 +258,12 @@ func (n *Node) stamp(r revocation.Record, earlier []entry, now, wall int64) (rev
 // admit refuses what the table would refuse after it has been written to disk. It may refuse a little early: records that
 // are on their way count in full, and a tenth of the memory is left for tables that grow aside and for the next start.
 func (n *Node) admit(more int) error {
-	s := n.table.Stats(n.Now())
-	if limit := s.Limit - n.cfg.Store.Reserve; s.Items+int(n.inflight.Load())+more > limit {
-		return fmt.Errorf("%w: %d records, limit %d", revocation.ErrFull, s.Items, limit)
+	records, bytes := n.table.Size()
+	if records+int(n.inflight.Load())+more > n.maxRecords {
+		return fmt.Errorf("%w: %d records, limit %d", revocation.ErrFull, records, n.maxRecords)
 	}
-	if s.Bytes > s.BytesLimit/10*9 {
-		return fmt.Errorf("%w: %d bytes, limit %d", revocation.ErrFull, s.Bytes, s.BytesLimit)
+	if bytes > n.maxBytes {
+		return fmt.Errorf("%w: %d bytes, limit %d", revocation.ErrFull, bytes, n.maxBytes)
 	}
 	return nil
 }

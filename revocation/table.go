@@ -345,6 +345,9 @@ type TableStats struct {
 	LiveShapes int // with records that may be live
 }
 
+// Size returns how many records the table holds, expired but unswept ones included, and its memory in bytes. It is cheap.
+func (t *Table) Size() (records int, bytes int64) { return t.store.Size() }
+
 // Stats returns counters; now is guarded time in milliseconds.
 func (t *Table) Stats(now int64) TableStats {
 	return TableStats{Stats: t.store.Stats(), Shapes: len(t.view.Load().shapes), LiveShapes: t.liveShapes(unixSeconds(now))}

@@ -1,15 +1,12 @@
-// Package ttlstore holds fixed-size items by 128-bit key until their deadlines pass. It never drops a live
-// item to make room: when it is full, [Store.Update] answers [ErrFull] and everything else goes on.
-//
-// An item is live while now <= Deadline, by the now that the caller passes. All methods but Close may be
-// called concurrently; the zero Store is not usable, create one with [New].
 package ttlstore
 
 import (
 	"errors"
 	"fmt"
-	"slices"
+	"math/bits"
+	"runtime"
 	"sync"
+	"sync/atomic"
 )
 
 // ErrFull is returned by [Store.Update] for a new key when a limit is reached.
@@ -39,95 +36,305 @@ type Item struct {
 // Config configures a [Store]. Zero fields mean the defaults.
 type Config struct {
 	MaxItems int   // most items held, expired but unswept ones included; default 100 million
-	MaxBytes int64 // most memory for items and their lookup structure; default 8 GiB
+	MaxBytes int64 // most memory for items and their lookup structure; default 8 GiB, at least 16 MiB
 	Reserve  int   // by how many items the limit is lower for limited callers; default none
-	Shards   int   // a power of two; default chosen by MaxItems
+	Shards   int   // a power of two up to 65536; default: one for each 100 000 of MaxItems, 16 to 1024
 	Heap     bool  // keep everything on the Go heap
+}
+
+const (
+	defaultItems = 100_000_000
+	defaultBytes = 8 << 30
+	minBytes     = 16 << 20
+	maxShards    = 1 << 16
+)
+
+func (c *Config) validate() error {
+	if c.MaxItems == 0 {
+		c.MaxItems = defaultItems
+	}
+	if c.MaxBytes == 0 {
+		c.MaxBytes = defaultBytes
+	}
+	if c.Shards == 0 {
+		c.Shards = min(1024, max(16, 1<<bits.Len(uint(c.MaxItems/100_000))))
+	}
+	switch {
+	case c.MaxItems < 0:
+		return fmt.Errorf("ttlstore: MaxItems %d is negative", c.MaxItems)
+	case c.MaxBytes < minBytes:
+		return fmt.Errorf("ttlstore: MaxBytes %d is less than %d", c.MaxBytes, minBytes)
+	case c.Reserve < 0 || c.Reserve > c.MaxItems:
+		return fmt.Errorf("ttlstore: Reserve %d is not between 0 and MaxItems, %d", c.Reserve, c.MaxItems)
+	case c.Shards < 1 || c.Shards > maxShards || c.Shards&(c.Shards-1) != 0:
+		return fmt.Errorf("ttlstore: Shards %d is not a power of two up to %d", c.Shards, maxShards)
+	}
+	return nil
 }
 
 // Store holds items. Create it with [New].
 type Store struct {
-	cfg Config
+	cfg    Config
+	shift  uint // of a key's high half, to the number of its shard
+	memory memory
+	tables []atomic.Pointer[table] // what readers use, by shard
+	shards []shard
 
-	mu    sync.RWMutex
-	items map[Key]Item
-	stats Stats
+	items  atomic.Int64
+	sweeps atomic.Uint64
 }
 
-// New returns an empty store.
+// shard is what writers of a shard share. seq is odd while an item is changed.
+type shard struct {
+	seq atomic.Uint64
+	mu  sync.Mutex // guards what follows, and who may store into slots, filter, chunks and the pointer to the table
+
+	used    int    // items
+	next    uint32 // the first number that was never given
+	free    uint32 // head of the list of numbers that were given back, + 1
+	stale   int    // items freed since the filter was made
+	soonest uint32 // no item has an earlier deadline
+
+	expired, rebuilds, grows uint64
+
+	_ [64]byte // a cache line of its own
+}
+
+// New returns an empty store. It needs about a kilobyte for each shard.
 func New(cfg Config) (*Store, error) {
-	if cfg.MaxItems < 0 || cfg.MaxBytes < 0 || cfg.Reserve < 0 || cfg.Shards < 0 {
-		return nil, fmt.Errorf("ttlstore: negative limit in %+v", cfg)
+	if err := cfg.validate(); err != nil {
+		return nil, err
 	}
-	if cfg.MaxItems == 0 {
-		cfg.MaxItems = 100_000_000
+	s := &Store{
+		cfg: cfg, shift: uint(64 - bits.TrailingZeros(uint(cfg.Shards))),
+		tables: make([]atomic.Pointer[table], cfg.Shards), shards: make([]shard, cfg.Shards),
 	}
-	if cfg.MaxBytes == 0 {
-		cfg.MaxBytes = 8 << 30
+	s.memory.init(cfg.MaxBytes, cfg.Heap)
+	for i := range s.tables {
+		t, err := s.newTable(1)
+		if err != nil {
+			return nil, errors.Join(err, s.memory.close())
+		}
+		s.tables[i].Store(t)
+		s.shards[i].soonest = ^uint32(0)
 	}
-	return &Store{cfg: cfg, items: map[Key]Item{}}, nil
+	return s, nil
 }
 
 // Close frees the memory. Nobody may use the store any more.
-func (s *Store) Close() error { return nil }
+func (s *Store) Close() error { return s.memory.close() }
+
+func (s *Store) shardOf(k Key) int { return int(k.Hi >> s.shift) }
+
+// Has reports whether a live item is held under a key.
+func (s *Store) Has(k Key, now uint32) bool {
+	n := s.shardOf(k)
+	t := s.tables[n].Load()
+	if !t.mayHave(k) {
+		runtime.KeepAlive(t)
+		return false
+	}
+	it, ok := s.find(n, t, k)
+	return ok && now <= it.Deadline
+}
 
 // Lookup returns the live item held under a key.
 func (s *Store) Lookup(k Key, now uint32) (Item, bool) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	it, ok := s.items[k]
+	n := s.shardOf(k)
+	t := s.tables[n].Load()
+	if !t.mayHave(k) {
+		runtime.KeepAlive(t)
+		return Item{}, false
+	}
+	it, ok := s.find(n, t, k)
 	if !ok || now > it.Deadline {
 		return Item{}, false
 	}
 	return it, true
 }
 
-// Has reports whether a live item is held under a key.
-func (s *Store) Has(k Key, now uint32) bool {
-	_, ok := s.Lookup(k, now)
-	return ok
+// maxTries is how often a lookup reads an item that is being changed before it waits for the shard's lock.
+const maxTries = 100
+
+// find looks for a key that the filter has let through.
+func (s *Store) find(n int, t *table, k Key) (Item, bool) {
+	sh := &s.shards[n]
+	for range maxTries {
+		seq := sh.seq.Load()
+		it, slot := t.get(k)
+		runtime.KeepAlive(t)
+		if slot < 0 {
+			return Item{}, false // an item that is held cannot be missed: it does not move within a table
+		}
+		if seq&1 == 0 && sh.seq.Load() == seq {
+			return it, true
+		}
+		t = s.tables[n].Load()
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	it, slot := s.tables[n].Load().get(k)
+	return it, slot >= 0
 }
 
 // Probe is a lookup whose memory is on its way. It belongs to the store that made it.
-type Probe struct{ key Key }
+type Probe struct {
+	key  Key
+	sink uint64 // keeps the load that Prepare is for
+}
 
-// Prepare requests the memory that looking up a key needs.
-func (s *Store) Prepare(k Key) Probe { return Probe{key: k} }
+// Prepare requests the memory that looking up a key needs first, the line of the filter.
+func (s *Store) Prepare(k Key) Probe {
+	t := s.tables[s.shardOf(k)].Load()
+	p := Probe{key: k, sink: t.touch(k)}
+	runtime.KeepAlive(t)
+	return p
+}
 
 // HasProbe is Has for a prepared key.
 func (s *Store) HasProbe(p *Probe, now uint32) bool { return s.Has(p.key, now) }
 
+// batch is how many lookups HasBatch has under way.
+const batch = 16
+
 // HasBatch sets out[i] to Has(keys[i], now); out must be at least as long as keys.
 func (s *Store) HasBatch(keys []Key, now uint32, out []bool) {
-	for i, k := range keys {
-		out[i] = s.Has(k, now)
+	var tables [batch]*table
+	var sink uint64
+	for len(keys) > 0 {
+		n := min(batch, len(keys))
+		for i, k := range keys[:n] {
+			tables[i] = s.tables[s.shardOf(k)].Load()
+			sink += tables[i].touch(k)
+		}
+		for i, k := range keys[:n] {
+			out[i] = tables[i].mayHave(k)
+			runtime.KeepAlive(tables[i])
+			if out[i] {
+				out[i] = s.Has(k, now)
+			}
+		}
+		keys, out = keys[n:], out[n:]
 	}
+	runtime.KeepAlive(sink)
 }
 
 // Update calls f with the live item held under k and stores what f returns if its second result is true.
 // f runs under a lock: it must be brief and must not call the store. A new key is refused with
 // [ErrFull] when a limit is reached, for limited callers Reserve items earlier; an update of a live item is never refused.
 func (s *Store) Update(k Key, now uint32, limited bool, f func(old Item, ok bool) (Item, bool)) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old, held := s.items[k]
-	ok := held && now <= old.Deadline
-	if !ok {
+	n := s.shardOf(k)
+	sh := &s.shards[n]
+	err := s.update(n, sh, k, now, limited, f)
+	if s.memory.wantsGC() {
+		runtime.GC() // shows which tables nobody reads any more
+	}
+	return err
+}
+
+func (s *Store) update(n int, sh *shard, k Key, now uint32, limited bool, f func(old Item, ok bool) (Item, bool)) error {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	t := s.tables[n].Load()
+	held, slot := t.get(k)
+	old, live := held, slot >= 0 && now <= held.Deadline
+	if !live {
 		old = Item{}
 	}
-	it, store := f(old, ok)
+	it, store := f(old, live)
 	if !store {
 		return nil
 	}
-	limit := s.cfg.MaxItems
-	if limited {
-		limit -= s.cfg.Reserve
-	}
-	if !held && len(s.items) >= limit {
-		return ErrFull
-	}
 	it.Key = k
-	s.items[k] = it
+	sh.soonest = min(sh.soonest, it.Deadline)
+	if slot >= 0 {
+		sh.seq.Add(1)
+		t.item(t.number(slot)).set(it)
+		sh.seq.Add(1)
+		return nil
+	}
+	return s.insert(n, sh, it, now, limited)
+}
+
+// insert stores an item under a key that is not held.
+func (s *Store) insert(n int, sh *shard, it Item, now uint32, limited bool) error {
+	limit := int64(s.cfg.MaxItems)
+	if limited {
+		limit -= int64(s.cfg.Reserve)
+	}
+	if s.items.Add(1) > limit {
+		s.items.Add(-1)
+		if sh.soonest < now {
+			s.sweep(n, sh, now) // what has expired is room
+		}
+		if s.items.Add(1) > limit {
+			s.items.Add(-1)
+			return fmt.Errorf("%w: %d items", ErrFull, limit)
+		}
+	}
+	number, err := s.place(n, sh, now)
+	if err != nil {
+		s.items.Add(-1)
+		return err
+	}
+	t := s.tables[n].Load()
+	sh.seq.Add(1) // a reader may still look at the item that had the number before
+	t.item(number).set(it)
+	sh.seq.Add(1)
+	t.link(it.Key, number)
+	sh.used++
+	return nil
+}
+
+// place makes room in the table and returns the number of a free item.
+func (s *Store) place(n int, sh *shard, now uint32) (uint32, error) {
+	t := s.tables[n].Load()
+	// Sweeping pays if it makes room for many.
+	if sh.used >= t.capacity() && (sh.soonest >= now || s.sweep(n, sh, now).Expired < t.capacity()/16+1) {
+		if err := s.rebuild(n, sh, t.buckets+t.step(n)); err != nil {
+			return 0, err
+		}
+		sh.grows++
+		t = s.tables[n].Load()
+	}
+	if sh.free != 0 {
+		number := sh.free - 1
+		sh.free = uint32(atomic.LoadUint64(&t.item(number)[0]))
+		return number, nil
+	}
+	if sh.next == maxNumber {
+		return 0, fmt.Errorf("%w: %d items in one shard", ErrFull, maxNumber)
+	}
+	if int(sh.next/chunkItems) == len(t.chunks) {
+		c, err := s.memory.allocate(chunkLines)
+		if err != nil {
+			return 0, err
+		}
+		grown := *t // shares slots and filter
+		grown.chunks = append(t.chunks[:len(t.chunks):cap(t.chunks)], (*chunk)(c))
+		s.tables[n].Store(&grown)
+	}
+	sh.next++
+	return sh.next - 1, nil
+}
+
+// rebuild replaces the shard's table by one of about so many buckets: slots and filter are made anew from the items.
+func (s *Store) rebuild(n int, sh *shard, buckets uint64) error {
+	old := s.tables[n].Load()
+	t, err := s.newTable(buckets)
+	if err != nil {
+		return err
+	}
+	t.chunks = old.chunks
+	for i := range old.slots {
+		if w := atomic.LoadUint64(&old.slots[i]); w&numberMask != 0 {
+			number := uint32(w&numberMask) - 1
+			t.link(old.key(w), number)
+		}
+	}
+	sh.stale = 0
+	s.tables[n].Store(t)
+	s.memory.retire(old.block)
 	return nil
 }
 
@@ -138,39 +345,86 @@ type SweepStats struct {
 	Rebuilt int // filters rebuilt
 }
 
-// Sweep frees items that expired before now.
+// Sweep frees items that expired before now, shard by shard.
 func (s *Store) Sweep(now uint32) SweepStats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := SweepStats{Scanned: len(s.items)}
-	for k, it := range s.items {
-		if now > it.Deadline {
-			delete(s.items, k)
-			st.Expired++
-		}
+	var total SweepStats
+	for n := range s.shards {
+		st := s.SweepShard(n, now)
+		total.Scanned += st.Scanned
+		total.Expired += st.Expired
+		total.Rebuilt += st.Rebuilt
 	}
-	s.stats.Expired += uint64(st.Expired)
-	s.stats.Sweeps++
-	return st
+	s.sweeps.Add(1)
+	if s.memory.wantsGC() {
+		runtime.GC()
+	}
+	return total
 }
 
 // SweepShard is Sweep for one of Stats().Shards shards.
-func (s *Store) SweepShard(_ int, now uint32) SweepStats { return s.Sweep(now) }
-
-// Range calls fn for the items held, in key order from a key on, until fn returns false.
-func (s *Store) Range(from Key, fn func(Item) bool) {
-	s.mu.RLock()
-	var list []Item
-	for _, it := range s.items {
-		if it.Compare(from) >= 0 {
-			list = append(list, it)
+func (s *Store) SweepShard(n int, now uint32) SweepStats {
+	sh := &s.shards[n]
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.soonest >= now {
+		return SweepStats{}
+	}
+	st := s.sweep(n, sh, now)
+	t := s.tables[n].Load()
+	// A filter that is stale by a fifth lets through what it should not; a table that is three quarters empty is too large.
+	buckets := t.buckets
+	if t.capacity() > 4*sh.used {
+		buckets = uint64(sh.used)/6 + 1
+	}
+	if sh.stale > t.capacity()/5 || buckets < t.buckets/2 {
+		if s.rebuild(n, sh, buckets) == nil { // without memory the old one stays right
+			sh.rebuilds++
+			st.Rebuilt++
 		}
 	}
-	s.mu.RUnlock()
-	slices.SortFunc(list, func(a, b Item) int { return a.Compare(b.Key) })
-	for _, it := range list {
-		if !fn(it) {
-			return
+	return st
+}
+
+// sweep frees the expired items of a shard; its lock is held.
+func (s *Store) sweep(n int, sh *shard, now uint32) (st SweepStats) {
+	t := s.tables[n].Load()
+	soonest := ^uint32(0)
+	for number := range sh.next {
+		r := t.item(number)
+		if !r.used() {
+			continue
+		}
+		st.Scanned++
+		it := r.get()
+		if it.Deadline >= now {
+			soonest = min(soonest, it.Deadline)
+			continue
+		}
+		t.unlink(it.Key, number)
+		sh.seq.Add(1)
+		r.release(sh.free)
+		sh.seq.Add(1)
+		sh.free = number + 1
+		sh.used--
+		sh.stale++
+		st.Expired++
+	}
+	sh.soonest = soonest
+	sh.expired += uint64(st.Expired)
+	s.items.Add(-int64(st.Expired))
+	return st
+}
+
+// Range calls fn for the items held, in key order from a key on, until fn returns false. An item that is held from
+// the beginning to the end is seen once; fn sees it as it was when Range came to its shard. fn may call the store.
+func (s *Store) Range(from Key, fn func(Item) bool) {
+	var list []Item
+	for n := s.shardOf(from); n < len(s.shards); n++ {
+		list = s.collect(n, from, list[:0])
+		for _, it := range list {
+			if !fn(it) {
+				return
+			}
 		}
 	}
 }
@@ -186,18 +440,36 @@ type Stats struct {
 
 	Expired  uint64 // items freed since the store was made
 	Sweeps   uint64
-	Rebuilds uint64 // of a shard's filter
+	Rebuilds uint64 // of a shard's filter, without growth
 	Grows    uint64 // of a shard's table
 
 	FilterBits int64   // size of all filters
-	Saturation float64 // share of filter bits that are set, about
+	Saturation float64 // items that the filters hold, freed ones included, over those they are made for
 }
 
-// Stats returns counters; it is cheap.
+// Stats returns counters. It looks at every shard.
 func (s *Store) Stats() Stats {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	st := s.stats
-	st.Items, st.Limit, st.BytesLimit, st.Shards = len(s.items), s.cfg.MaxItems, s.cfg.MaxBytes, 1
+	st := Stats{
+		Items: int(s.items.Load()), Limit: s.cfg.MaxItems, Bytes: s.memory.bytes(), BytesLimit: s.cfg.MaxBytes,
+		Shards: len(s.shards), Sweeps: s.sweeps.Load(),
+	}
+	held, room := 0, 0
+	for n := range s.shards {
+		sh := &s.shards[n]
+		sh.mu.Lock()
+		t := s.tables[n].Load()
+		held += sh.used + sh.stale
+		room += t.capacity()
+		st.LookupBytes += 8 * int64(len(t.slots)+len(t.filter))
+		st.FilterBits += 64 * int64(len(t.filter))
+		st.Expired += sh.expired
+		st.Rebuilds += sh.rebuilds
+		st.Grows += sh.grows
+		sh.mu.Unlock()
+	}
+	st.Saturation = float64(held) / float64(room)
 	return st
 }
+
+// Size is a cheap part of Stats: it looks at no shard.
+func (s *Store) Size() (items int, bytes int64) { return int(s.items.Load()), s.memory.bytes() }

@@ -1,0 +1,5 @@
+//go:build !race
+
+package ttlstore
+
+const raceEnabled = false

@@ -1,0 +1,6 @@
+//go:build race
+
+package ttlstore
+
+// The race detector does not see mapped memory.
+const raceEnabled = true

@@ -246,14 +246,15 @@ func (s *Store) update(n int, sh *shard, k Key, now uint32, limited bool, f func
 		return nil
 	}
 	it.Key = k
-	sh.soonest = min(sh.soonest, it.Deadline)
 	if slot >= 0 {
 		sh.seq.Add(1)
 		t.item(t.number(slot)).set(it)
 		sh.seq.Add(1)
-		return nil
+	} else if err := s.insert(n, sh, it, now, limited); err != nil {
+		return err
 	}
-	return s.insert(n, sh, it, now, limited)
+	sh.soonest = min(sh.soonest, it.Deadline) // last: making room may have swept
+	return nil
 }
 
 // insert stores an item under a key that is not held.

@@ -441,6 +441,36 @@ func TestStress(t *testing.T) {
 	s.check(t)
 }
 
+// An item that changes all the time is never read half old and half new.
+func TestTorn(t *testing.T) {
+	s := newStore(t, Config{Shards: 1})
+	k := key(1)
+	mustPut(t, s, k, 1000, 1, 0)
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	wg.Go(func() {
+		for i := uint64(1); ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+				if err := put(s, k, 1000+uint32(i%1000), 1, false, i); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	for range 300_000 {
+		it, ok := s.Lookup(k, 1)
+		if d := it.Data; !ok || d[0] != d[1] || d[1] != d[2] || it.Deadline != 1000+uint32(d[0]%1000) {
+			t.Errorf("half an item: %+v, %v", it, ok)
+			break
+		}
+	}
+	close(done)
+	wg.Wait()
+}
+
 // A reader that stands still with an old header, through growth, sweeps and collections, finds what it began for: memory of a
 // header is not used again while it can be reached.
 func TestStalledReader(t *testing.T) {

@@ -15,7 +15,7 @@ const (
 	lineBytes = 64
 	lineWords = lineBytes / 8
 
-	minRegion = 256 << 10 // the first mapping, in bytes; later ones are a sixteenth of what there is
+	minRegion = 256 << 10 // the first mapping, in bytes; later ones are a 32nd of what there is
 	maxRegion = 64 << 20
 
 	// gcBytes is how much replaced memory may wait for the garbage collector before it is asked to run.
@@ -71,7 +71,7 @@ func (m *memory) retire(b *block) { m.retired.Add(int64(len(b.words) * 8)) }
 // wantsGC reports, once for each time, that much replaced memory waits.
 func (m *memory) wantsGC() bool {
 	r := m.retired.Load()
-	return r > gcBytes && r > m.size.Load()/8 && m.retired.CompareAndSwap(r, 0)
+	return r > gcBytes && r > m.size.Load()/16 && m.retired.CompareAndSwap(r, 0)
 }
 
 // give takes back a block that nobody can reach.
@@ -144,7 +144,7 @@ func (m *memory) put(words []uint64) {
 // mapRegion gets a region that has room for n bytes.
 func (m *memory) mapRegion(n int64) error {
 	have := m.size.Load()
-	size := max(n, min(max(have/16, minRegion), maxRegion))
+	size := max(n, min(max(have/32, minRegion), maxRegion))
 	if have+size > m.limit {
 		if size = n; have+size > m.limit {
 			return m.full()

@@ -203,8 +203,13 @@ func TestCheckAllocatesNothing(t *testing.T) {
 	for _, r := range []Request{
 		{Match: match(t, "iss=i,sub=u"), Keep: []Match{match(t, "iss=i,sid=s"), match(t, "jti=1")}},
 		{Match: match(t, "iss=i,sub=other"), Below: &Below{Claim: "/deep/ver", Value: 2}},
-		{Match: match(t, "aud=other,iss=i")}, {Match: match(t, "/org/id=x")}, {Match: match(t, "/a~1b/c~0d=x")}, {Match: match(t, "custom=x,another=y")},
-		{Match: match(t, "jti=x")}, {Match: match(t, "sid=x")}, {Action: Block, Match: match(t, "iss=i,sub=blocked")},
+		{Match: match(t, "aud=other,iss=i")},
+		{Match: match(t, "/org/id=x")},
+		{Match: match(t, "/a~1b/c~0d=x")},
+		{Match: match(t, "custom=x,another=y")},
+		{Match: match(t, "jti=x")},
+		{Match: match(t, "sid=x")},
+		{Action: Block, Match: match(t, "iss=i,sub=blocked")},
 	} {
 		write(t, table, r, t0)
 	}

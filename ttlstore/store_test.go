@@ -57,7 +57,8 @@ func mustPut(t testing.TB, s *Store, k Key, deadline, now uint32, data uint64) {
 func (s *Store) check(t interface {
 	Helper()
 	Fatalf(string, ...any)
-}) {
+},
+) {
 	t.Helper()
 	items := 0
 	for n := range s.shards {

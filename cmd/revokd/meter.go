@@ -24,7 +24,10 @@ type meter struct {
 	onScreen bool
 }
 
-const drawEvery = 100 * time.Millisecond
+const (
+	drawEvery = 100 * time.Millisecond // on a terminal
+	quiet     = time.Second            // elsewhere what takes less shows nothing
+)
 
 func newMeter(w io.Writer, size, start int64, now time.Time) *meter {
 	f, ok := w.(*os.File)
@@ -40,7 +43,7 @@ func (m *meter) update(p bulk.Progress, now time.Time) {
 	case m.terminal && now.Sub(m.drawn) >= drawEvery:
 		m.drawn, m.onScreen = now, true
 		fmt.Fprintf(m.w, "\r%s\x1b[K", m.line(p, now))
-	case !m.terminal && m.size > 0 && p.Offset*10/m.size > m.tenth:
+	case !m.terminal && m.size > 0 && now.Sub(m.begun) > quiet && p.Offset*10/m.size > m.tenth:
 		m.tenth = p.Offset * 10 / m.size
 		fmt.Fprintln(m.w, m.line(p, now))
 	}

@@ -34,7 +34,7 @@ const patience = 20 * time.Second
 // TestScript runs the program as people do. Besides the commands of testscript the scripts have
 //
 //	agent [flags]           starts an agent with --dev and a free port; sets REVOKD_ADDR
-//	stop, kill              ends it with SIGTERM and expects exit code 0; ends it with SIGKILL
+//	terminate, crash        ends it with SIGTERM and expects exit code 0; ends it with SIGKILL
 //	log regexp...           the agent's log has it (or not, with !)
 //	exits N program [args]  runs a program and expects that exit code
 //	token NAME [flags]      sets a variable to a token of revokd dev token
@@ -53,11 +53,12 @@ func TestScript(t *testing.T) {
 			home := filepath.Join(env.WorkDir, "home")
 			env.Setenv("HOME", home)
 			env.Setenv("ISS", "https://dev.revokd.test")
+			env.Setenv("SOON", strconv.FormatInt(time.Now().Add(time.Hour).Unix(), 10)) // an exp
 			env.Values[current{}] = &scriptAgent{}
 			return os.Mkdir(home, 0o700)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"agent": cmdAgent, "stop": cmdStop, "kill": cmdKill, "log": cmdLog, "exits": cmdExits, "token": cmdToken, "login": cmdLogin,
+			"agent": cmdAgent, "terminate": cmdTerminate, "crash": cmdCrash, "log": cmdLog, "exits": cmdExits, "token": cmdToken, "login": cmdLogin,
 			"claim": cmdClaim, "active": cmdVerdict(exitOK), "revoked": cmdVerdict(exitRevoked), "unknown": cmdVerdict(exitUnknown),
 			"http": cmdHTTP, "write": cmdWrite, "listen": cmdListen,
 		},
@@ -106,7 +107,7 @@ func (a *scriptAgent) take(ts *testscript.TestScript) *e2e.Process {
 	return p
 }
 
-func cmdStop(ts *testscript.TestScript, _ bool, _ []string) {
+func cmdTerminate(ts *testscript.TestScript, _ bool, _ []string) {
 	p := agentOf(ts).take(ts)
 	ts.Check(p.Signal(syscall.SIGTERM))
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -120,7 +121,7 @@ func cmdStop(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(err)
 }
 
-func cmdKill(ts *testscript.TestScript, _ bool, _ []string) { agentOf(ts).take(ts).Kill() }
+func cmdCrash(ts *testscript.TestScript, _ bool, _ []string) { agentOf(ts).take(ts).Kill() }
 
 func cmdLog(ts *testscript.TestScript, neg bool, args []string) {
 	p := agentOf(ts).process

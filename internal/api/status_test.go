@@ -28,6 +28,17 @@ var unreachable = map[string]string{
 	"revocation.ErrRecord":        "of bytes that peers and the journal bring",
 	"revocation.ErrUnknownShape":  "of records that peers and the journal bring",
 	"revocation.ErrShapeConflict": "of records that peers and the journal bring",
+	"journal.ErrLocked":           "of the start",
+	"journal.ErrNewerFormat":      "of the start",
+	"journal.ErrKeyMismatch":      "of the start",
+	"journal.ErrRecordSize":       "of the start",
+	"journal.ErrNotReplayed":      "of the start",
+	"journal.ErrNotJournal":       "of the tools",
+	"journal.ErrNotEmpty":         "of the tools",
+	"journal.ErrBackup":           "of the tools",
+	"journal.ErrBusy":             "becomes node.ErrBusy",
+	"journal.ErrClosed":           "becomes node.ErrNotReady",
+	"journal.ErrInvalid":          "of batches that the node does not make",
 }
 
 var reachable = map[string]error{

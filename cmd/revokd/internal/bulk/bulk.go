@@ -241,24 +241,24 @@ func retriable(err error) bool {
 // stream sends what is in the window over one stream, and what is read meanwhile, until everything is settled
 // or the stream breaks.
 func (r *run) stream(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
 	s := r.cfg.Service.RevokeStream(ctx)
 	r.mu.Lock()
 	r.sent = 0
 	r.mu.Unlock()
-
-	g, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.changed.Broadcast()
 	})
 	defer stop()
-	g.Go(func() error { return r.send(ctx, s) })
+	g.Go(func() error {
+		// Whatever ends the sender: while it could still send, net/http would not notice the end of the context.
+		defer s.CloseRequest()
+		return r.send(ctx, s)
+	})
 	g.Go(func() error { return r.receive(s) })
-	err := g.Wait()
-	cancel() // a stream that broke is not drained
+	err := g.Wait() // which ends the context
 	_ = s.CloseResponse()
 	return err
 }
@@ -273,7 +273,7 @@ func (r *run) send(ctx context.Context, s *clientStream) error {
 			return err
 		}
 		if len(items) == 0 {
-			return s.CloseRequest()
+			return nil
 		}
 		err = s.Send(&revokdv1.RevokeStreamRequest{Items: items, Options: options})
 		if errors.Is(err, io.EOF) {

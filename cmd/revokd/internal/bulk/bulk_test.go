@@ -218,6 +218,31 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// TestCancelWhileIdle: Run returns when its context ends although neither the input nor the node says anything.
+func TestCancelWhileIdle(t *testing.T) {
+	heard, release := make(chan struct{}), make(chan struct{})
+	n := &fakeNode{fail: func(int, int) error {
+		close(heard)
+		<-release
+		return nil
+	}}
+	client := n.client(t)
+	t.Cleanup(func() { close(release) })
+	ctx, cancel := context.WithCancel(t.Context())
+	in, out := io.Pipe()
+	result := make(chan error, 1)
+	go func() {
+		_, err := Run(ctx, Config{Service: client, Input: in})
+		result <- err
+	}()
+	fmt.Fprintln(out, `{"jti":"a"}`)
+	<-heard
+	cancel()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
 func TestReconnect(t *testing.T) {
 	text, ids, _ := file(10_000)
 	n := &fakeNode{fail: func(stream, message int) error {

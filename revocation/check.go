@@ -49,8 +49,18 @@ func (t *Table) Begin(c *Claims, now int64, p *Pending) {
 	p.fill()
 }
 
-// fill puts probes in flight until there is no room or no more to ask.
+// fill puts probes in flight until there is no room or no more to ask. It hashes first and requests memory then: the
+// requests overlap, and hashing between them would fill the processor's window.
 func (p *Pending) fill() {
+	p.hash()
+	for i := range p.probes[:p.n] {
+		q := &p.probes[i]
+		q.probe = p.table.store.Prepare(q.key)
+	}
+}
+
+// hash makes the keys of the next probes.
+func (p *Pending) hash() {
 	for ; int(p.group) < len(p.view.groups); p.group, p.elem, p.entry = p.group+1, 0, 0 {
 		g := &p.view.groups[p.group]
 		entries := p.view.entries[g.from:g.to]
@@ -95,7 +105,6 @@ func (p *Pending) fill() {
 				f := base.xor(e.tweak)
 				q := &p.probes[p.n]
 				q.key = ttlstore.Key{Hi: f.Hi, Lo: f.Lo}
-				q.probe = p.table.store.Prepare(q.key)
 				q.entry, q.elem = e, p.elem
 				p.n++
 				p.used++

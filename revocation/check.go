@@ -22,12 +22,12 @@ type Pending struct {
 	group       int32
 	elem, entry int32
 
-	probes [maxPending]probe
+	probes [maxPending]ttlstore.Probe
+	asked  [maxPending]asked
 }
 
-type probe struct {
-	key   ttlstore.Key
-	probe ttlstore.Probe
+// asked is what a probe is for.
+type asked struct {
 	entry *entry
 	elem  int32
 }
@@ -53,10 +53,7 @@ func (t *Table) Begin(c *Claims, now int64, p *Pending) {
 // requests overlap, and hashing between them would fill the processor's window.
 func (p *Pending) fill() {
 	p.hash()
-	for i := range p.probes[:p.n] {
-		q := &p.probes[i]
-		q.probe = p.table.store.Prepare(q.key)
-	}
+	p.table.store.Prepare(p.probes[:p.n])
 }
 
 // hash makes the keys of the next probes.
@@ -103,9 +100,8 @@ func (p *Pending) hash() {
 					base, hashed = g.start.hash(values), true
 				}
 				f := base.xor(e.tweak)
-				q := &p.probes[p.n]
-				q.key = ttlstore.Key{Hi: f.Hi, Lo: f.Lo}
-				q.entry, q.elem = e, p.elem
+				p.probes[p.n].Key = ttlstore.Key{Hi: f.Hi, Lo: f.Lo}
+				p.asked[p.n] = asked{e, p.elem}
 				p.n++
 				p.used++
 			}
@@ -156,9 +152,8 @@ func (p *Pending) End() Verdict {
 	}
 	for {
 		for i := range p.probes[:p.n] {
-			q := &p.probes[i]
-			if p.table.store.HasProbe(&q.probe, p.now) {
-				if rule, revoked := p.judge(q); revoked {
+			if it, ok := p.table.store.LookupProbe(&p.probes[i], p.now); ok {
+				if rule, revoked := p.judge(it, p.asked[i]); revoked {
 					return Verdict{Status: Revoked, Rule: rule}
 				}
 			}
@@ -176,11 +171,7 @@ func (p *Pending) End() Verdict {
 }
 
 // judge looks at the record of a probe that hit, and notes in p.cause what cannot be judged.
-func (p *Pending) judge(q *probe) (Rule, bool) {
-	it, ok := p.table.store.Lookup(q.key, p.now)
-	if !ok {
-		return Rule{}, false
-	}
+func (p *Pending) judge(it ttlstore.Item, q asked) (Rule, bool) {
 	s := q.entry.shape
 	r := p.table.unpack(it, s)
 	switch effect(r, s, p.claims, p.now) {

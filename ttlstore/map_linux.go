@@ -1,18 +1,24 @@
 package ttlstore
 
-import "golang.org/x/sys/unix"
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
 
 const canMap = true
 
-// hugeBytes is the size of a huge page on the common machines.
-const hugeBytes = 2 << 20
-
-func mapMemory(size int) ([]byte, error) {
-	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err == nil && size >= hugeBytes {
-		_ = unix.Madvise(b, unix.MADV_HUGEPAGE) // fewer misses of the address cache; where there are none, all works without
+// mapMemory maps size bytes, a multiple of hugeBytes, at such a multiple, and asks for huge pages: with small ones the misses of the
+// address cache cost more than those of the data. It returns the whole mapping, for unmapMemory, and what is to be used.
+func mapMemory(size int) (whole, use []byte, err error) {
+	whole, err = unix.Mmap(-1, 0, size+hugeBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, nil, err
 	}
-	return b, err
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(whole)))) & (hugeBytes - 1)
+	use = whole[skip : skip+size]
+	_ = unix.Madvise(use, unix.MADV_HUGEPAGE) // where there are none, all works without
+	return whole, use, nil
 }
 
-func unmapMemory(b []byte) error { return unix.Munmap(b) }
+func unmapMemory(whole []byte) error { return unix.Munmap(whole) }

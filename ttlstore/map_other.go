@@ -6,6 +6,6 @@ import "errors"
 
 const canMap = false
 
-func mapMemory(int) ([]byte, error) { return nil, errors.ErrUnsupported }
+func mapMemory(int) (whole, use []byte, err error) { return nil, nil, errors.ErrUnsupported }
 
 func unmapMemory([]byte) error { return nil }

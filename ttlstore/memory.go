@@ -15,7 +15,7 @@ const (
 	lineBytes = 64
 	lineWords = lineBytes / 8
 
-	minRegion = 256 << 10 // the first mapping, in bytes; later ones are a 32nd of what there is
+	minRegion = hugeBytes // the first mapping; later ones are a 32nd of what there is
 	maxRegion = 64 << 20
 
 	// gcBytes is how much replaced memory may wait for the garbage collector before it is asked to run.
@@ -146,23 +146,25 @@ func (m *memory) mapRegion(n int64) error {
 	have := m.size.Load()
 	size := max(n, min(max(have/32, minRegion), maxRegion))
 	if have+size > m.limit {
-		if size = n; have+size > m.limit {
-			return m.full()
-		}
+		size = n
 	}
-	size = (size + pageBytes - 1) / pageBytes * pageBytes
-	b, err := mapMemory(int(size))
+	size = (size + hugeBytes - 1) / hugeBytes * hugeBytes
+	if have+size > m.limit {
+		return m.full()
+	}
+	whole, b, err := mapMemory(int(size))
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrFull, err)
 	}
-	m.regions = append(m.regions, b)
+	m.regions = append(m.regions, whole)
 	m.put(m.rest)
 	m.rest = unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8)
 	m.size.Add(size)
 	return nil
 }
 
-const pageBytes = 4096
+// hugeBytes is the size and alignment of a huge page on the common machines.
+const hugeBytes = 2 << 20
 
 func (m *memory) full() error { return fmt.Errorf("%w: %d bytes", ErrFull, m.limit) }
 

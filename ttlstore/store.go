@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"github.com/revokd/revokd/bloom"
 )
 
 // ErrFull is returned by [Store.Update] for a new key when a limit is reached.
@@ -140,17 +142,7 @@ func (s *Store) Has(k Key, now uint32) bool {
 
 // Lookup returns the live item held under a key.
 func (s *Store) Lookup(k Key, now uint32) (Item, bool) {
-	n := s.shardOf(k)
-	t := s.tables[n].Load()
-	if !t.mayHave(k) {
-		runtime.KeepAlive(t)
-		return Item{}, false
-	}
-	it, ok := s.find(n, t, k)
-	if !ok || now > it.Deadline {
-		return Item{}, false
-	}
-	return it, true
+	return s.LookupProbe(&Probe{Key: k, table: s.tables[s.shardOf(k)].Load()}, now)
 }
 
 // maxTries is how often a lookup reads an item that is being changed before it waits for the shard's lock.
@@ -177,46 +169,61 @@ func (s *Store) find(n int, t *table, k Key) (Item, bool) {
 	return it, slot >= 0
 }
 
-// Probe is a lookup whose memory is on its way. It belongs to the store that made it.
+// Probe is a lookup whose memory is on its way: see [Store.Prepare].
 type Probe struct {
-	key  Key
-	sink uint64 // keeps the load that Prepare is for
+	Key   Key
+	table *table
+	sink  uint64 // keeps the load that Prepare is for
 }
 
-// Prepare requests the memory that looking up a key needs first, the line of the filter.
-func (s *Store) Prepare(k Key) Probe {
-	t := s.tables[s.shardOf(k)].Load()
-	p := Probe{key: k, sink: t.touch(k)}
-	runtime.KeepAlive(t)
-	return p
+// Prepare requests the memory that looking up the probes' keys needs first. It goes over them several times, so that the
+// requests of all of them are under way together.
+func (s *Store) Prepare(probes []Probe) {
+	for i := range probes {
+		probes[i].table = s.tables[s.shardOf(probes[i].Key)].Load()
+	}
+	for i := range probes {
+		p := &probes[i]
+		p.sink = bloom.SegmentIndex(p.Key.Lo, p.table.lines)
+	}
+	for i := range probes {
+		p := &probes[i]
+		p.sink = atomic.LoadUint64(&p.table.filter[p.sink])
+	}
 }
 
-// HasProbe is Has for a prepared key.
-func (s *Store) HasProbe(p *Probe, now uint32) bool { return s.Has(p.key, now) }
+// LookupProbe is Lookup for a prepared probe: it finds what the store held when the probe was prepared, and may find what
+// has been added since.
+func (s *Store) LookupProbe(p *Probe, now uint32) (Item, bool) {
+	t := p.table
+	if !t.mayHave(p.Key) {
+		runtime.KeepAlive(t)
+		return Item{}, false
+	}
+	it, ok := s.find(s.shardOf(p.Key), t, p.Key)
+	if !ok || now > it.Deadline {
+		return Item{}, false
+	}
+	return it, true
+}
 
 // batch is how many lookups HasBatch has under way.
 const batch = 16
 
 // HasBatch sets out[i] to Has(keys[i], now); out must be at least as long as keys.
 func (s *Store) HasBatch(keys []Key, now uint32, out []bool) {
-	var tables [batch]*table
-	var sink uint64
+	var probes [batch]Probe
 	for len(keys) > 0 {
 		n := min(batch, len(keys))
 		for i, k := range keys[:n] {
-			tables[i] = s.tables[s.shardOf(k)].Load()
-			sink += tables[i].touch(k)
+			probes[i].Key = k
 		}
-		for i, k := range keys[:n] {
-			out[i] = tables[i].mayHave(k)
-			runtime.KeepAlive(tables[i])
-			if out[i] {
-				out[i] = s.Has(k, now)
-			}
+		s.Prepare(probes[:n])
+		for i := range probes[:n] {
+			_, out[i] = s.LookupProbe(&probes[i], now)
 		}
 		keys, out = keys[n:], out[n:]
 	}
-	runtime.KeepAlive(sink)
 }
 
 // Update calls f with the live item held under k and stores what f returns if its second result is true.

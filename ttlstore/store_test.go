@@ -203,9 +203,11 @@ func TestGrowth(t *testing.T) {
 	}
 	s.HasBatch(keys, 100, out)
 	for i, k := range keys {
-		p := s.Prepare(k)
-		if want := i < n; out[i] != want || s.HasProbe(&p, 100) != want || s.Has(k, 101) {
-			t.Fatalf("key %d: batch %v, probe %v, expired %v", i, out[i], s.HasProbe(&p, 100), s.Has(k, 101))
+		p := []Probe{{Key: k}}
+		s.Prepare(p)
+		it, ok := s.LookupProbe(&p[0], 100)
+		if want := i < n; out[i] != want || ok != want || ok && it.Data[0] != uint64(i) || s.Has(k, 101) {
+			t.Fatalf("key %d: batch %v, probe %v %v, expired %v", i, out[i], it, ok, s.Has(k, 101))
 		}
 	}
 	st := s.Stats()
@@ -593,7 +595,7 @@ func TestNothingAllocates(t *testing.T) {
 		"Has":      func() { s.Has(keys[0], 1); s.Has(keys[100], 1) },
 		"Lookup":   func() { s.Lookup(keys[0], 1) },
 		"HasBatch": func() { s.HasBatch(keys, 1, out) },
-		"HasProbe": func() { p := s.Prepare(keys[0]); s.HasProbe(&p, 1) },
+		"Probes":   func() { p := [2]Probe{{Key: keys[0]}, {Key: keys[1]}}; s.Prepare(p[:]); s.LookupProbe(&p[1], 1) },
 		"Update":   func() { _ = put(s, keys[0], 10, 1, false, 1) },
 		"Sweep":    func() { s.Sweep(1) },
 	} {

@@ -38,11 +38,14 @@ type chunk [chunkItems]record
 // table is an immutable header; the memory that it names is written under the shard's lock with atomic stores.
 type table struct {
 	filter  []uint64
-	slots   []uint64
 	lines   uint64
 	buckets uint64
-	chunks  []*chunk
-	block   *block // owns filter and slots
+	slots   []uint64
+	// The first cache line ends here: it is all that a lookup needs which finds nothing.
+	chunks []*chunk
+	block  *block // owns filter and slots
+
+	_ [32]byte // 128 bytes lie at a multiple of 64
 }
 
 // newTable returns a table of at least so many buckets that fills its block.
@@ -91,9 +94,6 @@ func (t *table) line(k Key) *[bloom.SegmentLine]uint64 {
 }
 
 func (t *table) mayHave(k Key) bool { return bloom.SegmentHas(t.line(k), k.Hi) }
-
-// touch loads a word of the key's filter line.
-func (t *table) touch(k Key) uint64 { return atomic.LoadUint64(&t.line(k)[0]) }
 
 // item returns the item with a number. Numbers in slots lie within chunks, but for a header that is older than the slot.
 func (t *table) item(number uint32) *record { return &t.chunks[number/chunkItems][number%chunkItems] }

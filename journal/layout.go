@@ -365,5 +365,3 @@ func (d directory) list() (listing, error) {
 	slices.Sort(l.wal)
 	return l, nil
 }
-
-func (l listing) empty() bool { return len(l.wal) == 0 && len(l.exp) == 0 && len(l.buried) == 0 }

@@ -76,7 +76,7 @@ func TestPages(t *testing.T) {
 			t.Errorf("%s: headers %v", path, res.Header)
 		}
 	}
-	for _, path := range []string{"/x", "/revokd.v1.RevocationService/Nothing", "/revokd.v1.AdminService/Backup", "/healthz/", "/debug/pprof/"} {
+	for _, path := range []string{"/x", "/revokd.v1.RevocationService/Nothing", "/healthz/", "/debug/pprof/"} {
 		if res, _ := f.get(path); res.StatusCode != http.StatusNotFound {
 			t.Errorf("%s: %d", path, res.StatusCode)
 		}

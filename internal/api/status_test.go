@@ -35,7 +35,7 @@ var unreachable = map[string]string{
 	"journal.ErrNotReplayed":      "of the start",
 	"journal.ErrNotJournal":       "of the tools",
 	"journal.ErrNotEmpty":         "of the tools",
-	"journal.ErrBackup":           "of the tools",
+	"journal.ErrBackup":           "of backups",
 	"journal.ErrBusy":             "becomes node.ErrBusy",
 	"journal.ErrClosed":           "becomes node.ErrNotReady",
 	"journal.ErrInvalid":          "of batches that the node does not make",

@@ -2377,86 +2377,6 @@ func (x *JournalStatus) GetError() string {
 	return ""
 }
 
-type BackupRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BackupRequest) Reset() {
-	*x = BackupRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BackupRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BackupRequest) ProtoMessage() {}
-
-func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
-func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26}
-}
-
-type BackupResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"` // in order; together they are the file that `revokd restore` reads
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BackupResponse) Reset() {
-	*x = BackupResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BackupResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BackupResponse) ProtoMessage() {}
-
-func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
-func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{27}
-}
-
-func (x *BackupResponse) GetChunk() []byte {
-	if x != nil {
-		return x.Chunk
-	}
-	return nil
-}
-
 type MintTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sub           string                 `protobuf:"bytes,1,opt,name=sub,proto3" json:"sub,omitempty"`
@@ -2471,7 +2391,7 @@ type MintTokenRequest struct {
 
 func (x *MintTokenRequest) Reset() {
 	*x = MintTokenRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2403,7 @@ func (x *MintTokenRequest) String() string {
 func (*MintTokenRequest) ProtoMessage() {}
 
 func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2416,7 @@ func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenRequest.ProtoReflect.Descriptor instead.
 func (*MintTokenRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{28}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MintTokenRequest) GetSub() string {
@@ -2550,7 +2470,7 @@ type MintTokenResponse struct {
 
 func (x *MintTokenResponse) Reset() {
 	*x = MintTokenResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2482,7 @@ func (x *MintTokenResponse) String() string {
 func (*MintTokenResponse) ProtoMessage() {}
 
 func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2495,7 @@ func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenResponse.ProtoReflect.Descriptor instead.
 func (*MintTokenResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{29}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MintTokenResponse) GetToken() string {
@@ -2598,7 +2518,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2530,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2543,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{30}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -2669,7 +2589,7 @@ type ExplainResponse_Step struct {
 
 func (x *ExplainResponse_Step) Reset() {
 	*x = ExplainResponse_Step{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[34]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2601,7 @@ func (x *ExplainResponse_Step) String() string {
 func (*ExplainResponse_Step) ProtoMessage() {}
 
 func (x *ExplainResponse_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[34]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,10 +2815,7 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\x03dir\x18\x01 \x01(\tR\x03dir\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x14\n" +
 	"\x05files\x18\x03 \x01(\x03R\x05files\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\x0f\n" +
-	"\rBackupRequest\"&\n" +
-	"\x0eBackupResponse\x12\x14\n" +
-	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"\xd4\x01\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xd4\x01\n" +
 	"\x10MintTokenRequest\x12\x10\n" +
 	"\x03sub\x18\x01 \x01(\tR\x03sub\x12\x10\n" +
 	"\x03sid\x18\x02 \x01(\tR\x03sid\x12+\n" +
@@ -2979,9 +2896,7 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\n" +
 	"CheckBatch\x12\x1c.revokd.v1.CheckBatchRequest\x1a\x1d.revokd.v1.CheckBatchResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\aExplain\x12\x17.revokd.v1.CheckRequest\x1a\x1a.revokd.v1.ExplainResponse\"\x03\x90\x02\x01\x12B\n" +
-	"\x06Status\x12\x18.revokd.v1.StatusRequest\x1a\x19.revokd.v1.StatusResponse\"\x03\x90\x02\x012O\n" +
-	"\fAdminService\x12?\n" +
-	"\x06Backup\x12\x18.revokd.v1.BackupRequest\x1a\x19.revokd.v1.BackupResponse0\x012T\n" +
+	"\x06Status\x12\x18.revokd.v1.StatusRequest\x1a\x19.revokd.v1.StatusResponse\"\x03\x90\x02\x012T\n" +
 	"\n" +
 	"DevService\x12F\n" +
 	"\tMintToken\x12\x1b.revokd.v1.MintTokenRequest\x1a\x1c.revokd.v1.MintTokenResponseB3Z1github.com/revokd/revokd/proto/revokd/v1;revokdv1b\x06proto3"
@@ -2999,7 +2914,7 @@ func file_revokd_v1_revokd_proto_rawDescGZIP() []byte {
 }
 
 var file_revokd_v1_revokd_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_revokd_v1_revokd_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_revokd_v1_revokd_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_revokd_v1_revokd_proto_goTypes = []any{
 	(Scope)(0),                    // 0: revokd.v1.Scope
 	(Reason)(0),                   // 1: revokd.v1.Reason
@@ -3035,41 +2950,39 @@ var file_revokd_v1_revokd_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 31: revokd.v1.StatusRequest
 	(*StatusResponse)(nil),        // 32: revokd.v1.StatusResponse
 	(*JournalStatus)(nil),         // 33: revokd.v1.JournalStatus
-	(*BackupRequest)(nil),         // 34: revokd.v1.BackupRequest
-	(*BackupResponse)(nil),        // 35: revokd.v1.BackupResponse
-	(*MintTokenRequest)(nil),      // 36: revokd.v1.MintTokenRequest
-	(*MintTokenResponse)(nil),     // 37: revokd.v1.MintTokenResponse
-	(*ErrorDetail)(nil),           // 38: revokd.v1.ErrorDetail
-	nil,                           // 39: revokd.v1.Match.ClaimsEntry
-	nil,                           // 40: revokd.v1.Match.IntegersEntry
-	nil,                           // 41: revokd.v1.Match.BooleansEntry
-	(*ExplainResponse_Step)(nil),  // 42: revokd.v1.ExplainResponse.Step
-	(*timestamppb.Timestamp)(nil), // 43: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 45: google.protobuf.Struct
+	(*MintTokenRequest)(nil),      // 34: revokd.v1.MintTokenRequest
+	(*MintTokenResponse)(nil),     // 35: revokd.v1.MintTokenResponse
+	(*ErrorDetail)(nil),           // 36: revokd.v1.ErrorDetail
+	nil,                           // 37: revokd.v1.Match.ClaimsEntry
+	nil,                           // 38: revokd.v1.Match.IntegersEntry
+	nil,                           // 39: revokd.v1.Match.BooleansEntry
+	(*ExplainResponse_Step)(nil),  // 40: revokd.v1.ExplainResponse.Step
+	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 42: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 43: google.protobuf.Struct
 }
 var file_revokd_v1_revokd_proto_depIdxs = []int32{
-	39, // 0: revokd.v1.Match.claims:type_name -> revokd.v1.Match.ClaimsEntry
-	40, // 1: revokd.v1.Match.integers:type_name -> revokd.v1.Match.IntegersEntry
-	41, // 2: revokd.v1.Match.booleans:type_name -> revokd.v1.Match.BooleansEntry
+	37, // 0: revokd.v1.Match.claims:type_name -> revokd.v1.Match.ClaimsEntry
+	38, // 1: revokd.v1.Match.integers:type_name -> revokd.v1.Match.IntegersEntry
+	39, // 2: revokd.v1.Match.booleans:type_name -> revokd.v1.Match.BooleansEntry
 	8,  // 3: revokd.v1.RevokeRequest.match:type_name -> revokd.v1.Match
 	0,  // 4: revokd.v1.RevokeRequest.scope:type_name -> revokd.v1.Scope
 	9,  // 5: revokd.v1.RevokeRequest.below:type_name -> revokd.v1.Below
-	43, // 6: revokd.v1.RevokeRequest.issued_before:type_name -> google.protobuf.Timestamp
-	43, // 7: revokd.v1.RevokeRequest.expires_at:type_name -> google.protobuf.Timestamp
+	41, // 6: revokd.v1.RevokeRequest.issued_before:type_name -> google.protobuf.Timestamp
+	41, // 7: revokd.v1.RevokeRequest.expires_at:type_name -> google.protobuf.Timestamp
 	10, // 8: revokd.v1.RevokeRequest.keep:type_name -> revokd.v1.Keep
 	1,  // 9: revokd.v1.RevokeRequest.reason:type_name -> revokd.v1.Reason
 	12, // 10: revokd.v1.RevokeRequest.options:type_name -> revokd.v1.WriteOptions
 	2,  // 11: revokd.v1.WriteOptions.ack:type_name -> revokd.v1.AckLevel
-	44, // 12: revokd.v1.WriteOptions.ack_timeout:type_name -> google.protobuf.Duration
+	42, // 12: revokd.v1.WriteOptions.ack_timeout:type_name -> google.protobuf.Duration
 	4,  // 13: revokd.v1.RevokeResponse.outcome:type_name -> revokd.v1.Outcome
 	29, // 14: revokd.v1.RevokeResponse.rule:type_name -> revokd.v1.Rule
-	43, // 15: revokd.v1.RevokeResponse.usable_after:type_name -> google.protobuf.Timestamp
+	41, // 15: revokd.v1.RevokeResponse.usable_after:type_name -> google.protobuf.Timestamp
 	14, // 16: revokd.v1.RevokeResponse.receipt:type_name -> revokd.v1.Receipt
 	5,  // 17: revokd.v1.Receipt.durability:type_name -> revokd.v1.Durability
 	2,  // 18: revokd.v1.Receipt.ack:type_name -> revokd.v1.AckLevel
 	8,  // 19: revokd.v1.BlockRequest.match:type_name -> revokd.v1.Match
-	43, // 20: revokd.v1.BlockRequest.expires_at:type_name -> google.protobuf.Timestamp
+	41, // 20: revokd.v1.BlockRequest.expires_at:type_name -> google.protobuf.Timestamp
 	1,  // 21: revokd.v1.BlockRequest.reason:type_name -> revokd.v1.Reason
 	12, // 22: revokd.v1.BlockRequest.options:type_name -> revokd.v1.WriteOptions
 	8,  // 23: revokd.v1.UnblockRequest.match:type_name -> revokd.v1.Match
@@ -3081,37 +2994,37 @@ var file_revokd_v1_revokd_proto_depIdxs = []int32{
 	14, // 29: revokd.v1.RevokeBatchResponse.receipt:type_name -> revokd.v1.Receipt
 	13, // 30: revokd.v1.RevokeResult.response:type_name -> revokd.v1.RevokeResponse
 	20, // 31: revokd.v1.RevokeResult.error:type_name -> revokd.v1.ItemError
-	38, // 32: revokd.v1.ItemError.detail:type_name -> revokd.v1.ErrorDetail
+	36, // 32: revokd.v1.ItemError.detail:type_name -> revokd.v1.ErrorDetail
 	11, // 33: revokd.v1.RevokeStreamRequest.items:type_name -> revokd.v1.RevokeRequest
 	12, // 34: revokd.v1.RevokeStreamRequest.options:type_name -> revokd.v1.WriteOptions
 	23, // 35: revokd.v1.RevokeStreamResponse.errors:type_name -> revokd.v1.IndexedError
 	14, // 36: revokd.v1.RevokeStreamResponse.receipt:type_name -> revokd.v1.Receipt
 	20, // 37: revokd.v1.IndexedError.error:type_name -> revokd.v1.ItemError
-	45, // 38: revokd.v1.CheckRequest.claims:type_name -> google.protobuf.Struct
+	43, // 38: revokd.v1.CheckRequest.claims:type_name -> google.protobuf.Struct
 	3,  // 39: revokd.v1.CheckRequest.freshness:type_name -> revokd.v1.Freshness
-	44, // 40: revokd.v1.CheckRequest.max_staleness:type_name -> google.protobuf.Duration
+	42, // 40: revokd.v1.CheckRequest.max_staleness:type_name -> google.protobuf.Duration
 	24, // 41: revokd.v1.CheckBatchRequest.items:type_name -> revokd.v1.CheckRequest
 	27, // 42: revokd.v1.CheckBatchResponse.results:type_name -> revokd.v1.CheckResult
 	28, // 43: revokd.v1.CheckResult.response:type_name -> revokd.v1.CheckResponse
 	20, // 44: revokd.v1.CheckResult.error:type_name -> revokd.v1.ItemError
 	6,  // 45: revokd.v1.CheckResponse.verdict:type_name -> revokd.v1.Verdict
 	29, // 46: revokd.v1.CheckResponse.rule:type_name -> revokd.v1.Rule
-	44, // 47: revokd.v1.CheckResponse.age:type_name -> google.protobuf.Duration
+	42, // 47: revokd.v1.CheckResponse.age:type_name -> google.protobuf.Duration
 	7,  // 48: revokd.v1.Rule.kind:type_name -> revokd.v1.RuleKind
-	43, // 49: revokd.v1.Rule.issued_before:type_name -> google.protobuf.Timestamp
-	43, // 50: revokd.v1.Rule.since:type_name -> google.protobuf.Timestamp
-	43, // 51: revokd.v1.Rule.expires_at:type_name -> google.protobuf.Timestamp
+	41, // 49: revokd.v1.Rule.issued_before:type_name -> google.protobuf.Timestamp
+	41, // 50: revokd.v1.Rule.since:type_name -> google.protobuf.Timestamp
+	41, // 51: revokd.v1.Rule.expires_at:type_name -> google.protobuf.Timestamp
 	1,  // 52: revokd.v1.Rule.reason:type_name -> revokd.v1.Reason
 	28, // 53: revokd.v1.ExplainResponse.verdict:type_name -> revokd.v1.CheckResponse
-	42, // 54: revokd.v1.ExplainResponse.steps:type_name -> revokd.v1.ExplainResponse.Step
+	40, // 54: revokd.v1.ExplainResponse.steps:type_name -> revokd.v1.ExplainResponse.Step
 	5,  // 55: revokd.v1.StatusResponse.durability:type_name -> revokd.v1.Durability
-	43, // 56: revokd.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	43, // 57: revokd.v1.StatusResponse.guarded:type_name -> google.protobuf.Timestamp
-	44, // 58: revokd.v1.StatusResponse.uptime:type_name -> google.protobuf.Duration
+	41, // 56: revokd.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	41, // 57: revokd.v1.StatusResponse.guarded:type_name -> google.protobuf.Timestamp
+	42, // 58: revokd.v1.StatusResponse.uptime:type_name -> google.protobuf.Duration
 	33, // 59: revokd.v1.StatusResponse.journal:type_name -> revokd.v1.JournalStatus
-	44, // 60: revokd.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
-	43, // 61: revokd.v1.MintTokenRequest.iat:type_name -> google.protobuf.Timestamp
-	45, // 62: revokd.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
+	42, // 60: revokd.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
+	41, // 61: revokd.v1.MintTokenRequest.iat:type_name -> google.protobuf.Timestamp
+	43, // 62: revokd.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
 	7,  // 63: revokd.v1.ExplainResponse.Step.kind:type_name -> revokd.v1.RuleKind
 	29, // 64: revokd.v1.ExplainResponse.Step.found:type_name -> revokd.v1.Rule
 	11, // 65: revokd.v1.RevocationService.Revoke:input_type -> revokd.v1.RevokeRequest
@@ -3123,21 +3036,19 @@ var file_revokd_v1_revokd_proto_depIdxs = []int32{
 	25, // 71: revokd.v1.RevocationService.CheckBatch:input_type -> revokd.v1.CheckBatchRequest
 	24, // 72: revokd.v1.RevocationService.Explain:input_type -> revokd.v1.CheckRequest
 	31, // 73: revokd.v1.RevocationService.Status:input_type -> revokd.v1.StatusRequest
-	34, // 74: revokd.v1.AdminService.Backup:input_type -> revokd.v1.BackupRequest
-	36, // 75: revokd.v1.DevService.MintToken:input_type -> revokd.v1.MintTokenRequest
-	13, // 76: revokd.v1.RevocationService.Revoke:output_type -> revokd.v1.RevokeResponse
-	18, // 77: revokd.v1.RevocationService.RevokeBatch:output_type -> revokd.v1.RevokeBatchResponse
-	22, // 78: revokd.v1.RevocationService.RevokeStream:output_type -> revokd.v1.RevokeStreamResponse
-	13, // 79: revokd.v1.RevocationService.Block:output_type -> revokd.v1.RevokeResponse
-	13, // 80: revokd.v1.RevocationService.Unblock:output_type -> revokd.v1.RevokeResponse
-	28, // 81: revokd.v1.RevocationService.Check:output_type -> revokd.v1.CheckResponse
-	26, // 82: revokd.v1.RevocationService.CheckBatch:output_type -> revokd.v1.CheckBatchResponse
-	30, // 83: revokd.v1.RevocationService.Explain:output_type -> revokd.v1.ExplainResponse
-	32, // 84: revokd.v1.RevocationService.Status:output_type -> revokd.v1.StatusResponse
-	35, // 85: revokd.v1.AdminService.Backup:output_type -> revokd.v1.BackupResponse
-	37, // 86: revokd.v1.DevService.MintToken:output_type -> revokd.v1.MintTokenResponse
-	76, // [76:87] is the sub-list for method output_type
-	65, // [65:76] is the sub-list for method input_type
+	34, // 74: revokd.v1.DevService.MintToken:input_type -> revokd.v1.MintTokenRequest
+	13, // 75: revokd.v1.RevocationService.Revoke:output_type -> revokd.v1.RevokeResponse
+	18, // 76: revokd.v1.RevocationService.RevokeBatch:output_type -> revokd.v1.RevokeBatchResponse
+	22, // 77: revokd.v1.RevocationService.RevokeStream:output_type -> revokd.v1.RevokeStreamResponse
+	13, // 78: revokd.v1.RevocationService.Block:output_type -> revokd.v1.RevokeResponse
+	13, // 79: revokd.v1.RevocationService.Unblock:output_type -> revokd.v1.RevokeResponse
+	28, // 80: revokd.v1.RevocationService.Check:output_type -> revokd.v1.CheckResponse
+	26, // 81: revokd.v1.RevocationService.CheckBatch:output_type -> revokd.v1.CheckBatchResponse
+	30, // 82: revokd.v1.RevocationService.Explain:output_type -> revokd.v1.ExplainResponse
+	32, // 83: revokd.v1.RevocationService.Status:output_type -> revokd.v1.StatusResponse
+	35, // 84: revokd.v1.DevService.MintToken:output_type -> revokd.v1.MintTokenResponse
+	75, // [75:85] is the sub-list for method output_type
+	65, // [65:75] is the sub-list for method input_type
 	65, // [65:65] is the sub-list for extension type_name
 	65, // [65:65] is the sub-list for extension extendee
 	0,  // [0:65] is the sub-list for field type_name
@@ -3168,9 +3079,9 @@ func file_revokd_v1_revokd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_revokd_v1_revokd_proto_rawDesc), len(file_revokd_v1_revokd_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   35,
+			NumMessages:   33,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   2,
 		},
 		GoTypes:           file_revokd_v1_revokd_proto_goTypes,
 		DependencyIndexes: file_revokd_v1_revokd_proto_depIdxs,

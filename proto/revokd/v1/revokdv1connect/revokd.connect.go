@@ -32,8 +32,6 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// RevocationServiceName is the fully-qualified name of the RevocationService service.
 	RevocationServiceName = "revokd.v1.RevocationService"
-	// AdminServiceName is the fully-qualified name of the AdminService service.
-	AdminServiceName = "revokd.v1.AdminService"
 	// DevServiceName is the fully-qualified name of the DevService service.
 	DevServiceName = "revokd.v1.DevService"
 )
@@ -71,8 +69,6 @@ const (
 	// RevocationServiceStatusProcedure is the fully-qualified name of the RevocationService's Status
 	// RPC.
 	RevocationServiceStatusProcedure = "/revokd.v1.RevocationService/Status"
-	// AdminServiceBackupProcedure is the fully-qualified name of the AdminService's Backup RPC.
-	AdminServiceBackupProcedure = "/revokd.v1.AdminService/Backup"
 	// DevServiceMintTokenProcedure is the fully-qualified name of the DevService's MintToken RPC.
 	DevServiceMintTokenProcedure = "/revokd.v1.DevService/MintToken"
 )
@@ -383,80 +379,6 @@ func (UnimplementedRevocationServiceHandler) Explain(context.Context, *connect.R
 
 func (UnimplementedRevocationServiceHandler) Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("revokd.v1.RevocationService.Status is not implemented"))
-}
-
-// AdminServiceClient is a client for the revokd.v1.AdminService service.
-type AdminServiceClient interface {
-	// Backup streams a copy of the journal: every revocation that was acknowledged before the call, with checksums.
-	// It is of use only together with the fingerprint key of the cluster, which it does not hold.
-	Backup(context.Context, *connect.Request[v1.BackupRequest]) (*connect.ServerStreamForClient[v1.BackupResponse], error)
-}
-
-// NewAdminServiceClient constructs a client for the revokd.v1.AdminService service. By default, it
-// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
-// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
-// connect.WithGRPCWeb() options.
-//
-// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
-// http://api.acme.com or https://acme.com/grpc).
-func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) AdminServiceClient {
-	baseURL = strings.TrimRight(baseURL, "/")
-	adminServiceMethods := v1.File_revokd_v1_revokd_proto.Services().ByName("AdminService").Methods()
-	return &adminServiceClient{
-		backup: connect.NewClient[v1.BackupRequest, v1.BackupResponse](
-			httpClient,
-			baseURL+AdminServiceBackupProcedure,
-			connect.WithSchema(adminServiceMethods.ByName("Backup")),
-			connect.WithClientOptions(opts...),
-		),
-	}
-}
-
-// adminServiceClient implements AdminServiceClient.
-type adminServiceClient struct {
-	backup *connect.Client[v1.BackupRequest, v1.BackupResponse]
-}
-
-// Backup calls revokd.v1.AdminService.Backup.
-func (c *adminServiceClient) Backup(ctx context.Context, req *connect.Request[v1.BackupRequest]) (*connect.ServerStreamForClient[v1.BackupResponse], error) {
-	return c.backup.CallServerStream(ctx, req)
-}
-
-// AdminServiceHandler is an implementation of the revokd.v1.AdminService service.
-type AdminServiceHandler interface {
-	// Backup streams a copy of the journal: every revocation that was acknowledged before the call, with checksums.
-	// It is of use only together with the fingerprint key of the cluster, which it does not hold.
-	Backup(context.Context, *connect.Request[v1.BackupRequest], *connect.ServerStream[v1.BackupResponse]) error
-}
-
-// NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
-// path on which to mount the handler and the handler itself.
-//
-// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
-// and JSON codecs. They also support gzip compression.
-func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
-	adminServiceMethods := v1.File_revokd_v1_revokd_proto.Services().ByName("AdminService").Methods()
-	adminServiceBackupHandler := connect.NewServerStreamHandler(
-		AdminServiceBackupProcedure,
-		svc.Backup,
-		connect.WithSchema(adminServiceMethods.ByName("Backup")),
-		connect.WithHandlerOptions(opts...),
-	)
-	return "/revokd.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case AdminServiceBackupProcedure:
-			adminServiceBackupHandler.ServeHTTP(w, r)
-		default:
-			http.NotFound(w, r)
-		}
-	})
-}
-
-// UnimplementedAdminServiceHandler returns CodeUnimplemented from all methods.
-type UnimplementedAdminServiceHandler struct{}
-
-func (UnimplementedAdminServiceHandler) Backup(context.Context, *connect.Request[v1.BackupRequest], *connect.ServerStream[v1.BackupResponse]) error {
-	return connect.NewError(connect.CodeUnimplemented, errors.New("revokd.v1.AdminService.Backup is not implemented"))
 }
 
 // DevServiceClient is a client for the revokd.v1.DevService service.

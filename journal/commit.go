@@ -134,6 +134,7 @@ func (c *committer) commit(group []*Batch) int {
 		early := j.cfg.mutant("ack-before-write")
 		if early {
 			finishAll(j, group[:n], nil)
+			time.Sleep(mutantPause)
 		}
 		err := c.write(group[:n])
 		if !early {
@@ -149,6 +150,9 @@ func (c *committer) commit(group []*Batch) int {
 	}
 	return n
 }
+
+// mutantPause is how long the mutant that acknowledges first leaves the write for later, so that a kill falls in between.
+const mutantPause = 5 * time.Millisecond
 
 func finishAll(j *Journal, group []*Batch, err error) {
 	for _, b := range group {

@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -492,7 +493,7 @@ func TestFileIsReadAnew(t *testing.T) {
 
 // The log has no token, claim or key id.
 func TestLogHoldsNoSecrets(t *testing.T) {
-	var log bytes.Buffer
+	var log lockedBuffer
 	s := newServer(t, []byte("x"))
 	v, err := NewVerifier(Config{
 		Issuers: []Issuer{{Name: iss, JWKSURL: s.URL + "/keys"}},
@@ -506,9 +507,27 @@ func TestLogHoldsNoSecrets(t *testing.T) {
 	good := keySet(ed)
 	s.body.Store(&good)
 	wait(t, func() bool { return v.Keys()[0].Keys == 1 }) // after a second
-	if strings.Contains(log.String(), "canary") {
-		t.Fatalf("log: %s", log.String())
+	if text := log.String(); strings.Contains(text, "canary") || !strings.Contains(text, "key set") {
+		t.Fatalf("log: %s", text)
 	}
+}
+
+// lockedBuffer may be written while it is read.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // What is accepted is accepted by golang-jwt too, and no input makes Verify panic or allocate much.

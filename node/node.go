@@ -276,6 +276,13 @@ func (n *Node) Check(c *revocation.Claims) revocation.Verdict {
 // CheckFresh is Check with options. A lone node's view has no age: it satisfies every freshness.
 func (n *Node) CheckFresh(c *revocation.Claims, _ CheckOptions) revocation.Verdict { return n.Check(c) }
 
+// Begin starts a check before the token's signature has been verified, and [Node.End] finishes it afterwards: most of its cost is waiting for
+// memory. It finds what was in force when it began. p belongs to the caller's goroutine and may be used again.
+func (n *Node) Begin(c *revocation.Claims, p *revocation.Pending) { n.table.Begin(c, n.now.Load(), p) }
+
+// End finishes a check that Begin started.
+func (n *Node) End(p *revocation.Pending) revocation.Verdict { return n.judge(p.End()) }
+
 // Explain answers like Check and tells every shape that was tried and what it found. It allocates.
 func (n *Node) Explain(c *revocation.Claims) (revocation.Verdict, []revocation.Step) {
 	v, steps := n.table.Explain(c, n.now.Load())

@@ -131,6 +131,11 @@ func TestWriteThenCheck(t *testing.T) {
 	if r := write(t, n, deny(t, "j1")); r.Outcome != OutcomeCovered {
 		t.Fatalf("again: %s, want covered", r.Outcome)
 	}
+	var p revocation.Pending
+	n.Begin(c, &p)
+	if v := n.End(&p); v.Status != revocation.Revoked || v.Rule.Class != revocation.ClassDeny {
+		t.Fatalf("begun and ended: %s", v.Status)
+	}
 	v, steps := n.Explain(c)
 	if v.Status != revocation.Revoked || len(steps) == 0 {
 		t.Fatalf("explain: %s with %d steps", v.Status, len(steps))
@@ -445,7 +450,8 @@ func TestCheckAllocatesNothing(t *testing.T) {
 	write(t, n, deny(t, "j1"))
 	write(t, n, revocation.Request{Match: match(t, "iss=i,sub=bob")})
 	c := token(t, start, "")
-	if allocs := testing.AllocsPerRun(100, func() { n.Check(c) }); allocs != 0 {
+	var p revocation.Pending
+	if allocs := testing.AllocsPerRun(100, func() { n.Check(c); n.Begin(c, &p); n.End(&p) }); allocs != 0 {
 		t.Fatalf("%v allocations in a check", allocs)
 	}
 }

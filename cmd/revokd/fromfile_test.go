@@ -128,7 +128,9 @@ func TestRevokeFileInterrupted(t *testing.T) {
 		t.Errorf("offset %d is behind line %d, not %d", state.Offset, got, state.Line)
 	}
 
+	n.mu.Lock()
 	n.stop = 0
+	n.mu.Unlock()
 	code, stdout, stderr = runLine(command...)
 	if code != exitError || !strings.HasPrefix(stdout, "20000 lines: 19998 revoked, 0 covered, 0 already expired, 2 refused") {
 		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
@@ -136,6 +138,8 @@ func TestRevokeFileInterrupted(t *testing.T) {
 	if !strings.Contains(stderr, fmt.Sprintf("going on behind line %d,", state.Line)) || !strings.Contains(stderr, ":15001: line: malformed") {
 		t.Errorf("stderr %q", stderr)
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if len(n.items) != lines-2 {
 		t.Errorf("%d of %d arrived", len(n.items), lines-2)
 	}

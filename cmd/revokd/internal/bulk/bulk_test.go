@@ -220,10 +220,12 @@ func TestResume(t *testing.T) {
 
 // TestCancelWhileIdle: Run returns when its context ends although neither the input nor the node says anything.
 func TestCancelWhileIdle(t *testing.T) {
-	heard, release := make(chan struct{}), make(chan struct{})
-	n := &fakeNode{fail: func(int, int) error {
-		close(heard)
-		<-release
+	heard, release, settled := make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
+	n := &fakeNode{fail: func(_, message int) error {
+		if message > 0 {
+			close(heard)
+			<-release
+		}
 		return nil
 	}}
 	client := n.client(t)
@@ -232,10 +234,12 @@ func TestCancelWhileIdle(t *testing.T) {
 	in, out := io.Pipe()
 	result := make(chan error, 1)
 	go func() {
-		_, err := Run(ctx, Config{Service: client, Input: in})
+		_, err := Run(ctx, Config{Service: client, Input: in, Settled: func(Progress) error { settled <- struct{}{}; return nil }})
 		result <- err
 	}()
 	fmt.Fprintln(out, `{"jti":"a"}`)
+	<-settled
+	fmt.Fprintln(out, `{"jti":"b"}`)
 	<-heard
 	cancel()
 	if err := <-result; !errors.Is(err, context.Canceled) {

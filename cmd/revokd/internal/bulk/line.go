@@ -46,10 +46,12 @@ func parseLine(line []byte) (*revokdv1.RevokeRequest, error) {
 	return req, nil
 }
 
-// object holds the members of a line that have not been read yet.
-type object struct {
-	keys   []string
-	values []json.RawMessage
+// object holds the members of a JSON object.
+type object struct{ members []member }
+
+type member struct {
+	key, value string // as they stand in the text
+	read       bool
 }
 
 func malformed(field, kind, limit string) error {
@@ -65,12 +67,12 @@ func parseObject(line []byte) (*object, error) {
 	case !json.Valid(line):
 		return nil, malformed("line", "JSON", "one JSON object")
 	}
-	s := strings.Trim(string(line), " \t\r\n")
+	s := skipSpace(string(line))
 	if s[0] != '{' {
 		return nil, malformed("line", "JSON", "one JSON object")
 	}
 	// The text is known to be valid JSON: members are found by counting brackets outside strings.
-	o := &object{}
+	o := &object{members: make([]member, 0, 4)}
 	for s = skipSpace(s[1:]); s[0] != '}'; s = skipSpace(s) {
 		if s[0] == ',' {
 			s = skipSpace(s[1:])
@@ -80,17 +82,21 @@ func parseObject(line []byte) (*object, error) {
 		s = skipSpace(s[end:])
 		s = skipSpace(s[1:]) // the colon
 		end = valueEnd(s)
-		if o.has(key) {
+		if o.find(key) != nil {
 			return nil, &revocation.FieldError{Field: fieldName(key), Kind: "conflict", ValueKind: "key", Limit: "each key once"}
 		}
-		o.keys = append(o.keys, key)
-		o.values = append(o.values, json.RawMessage(s[:end]))
+		o.members = append(o.members, member{key: key, value: s[:end]})
 		s = s[end:]
 	}
 	return o, nil
 }
 
-func skipSpace(s string) string { return strings.TrimLeft(s, " \t\r\n") }
+func skipSpace(s string) string {
+	for s != "" && (s[0] == ' ' || s[0] == '\t' || s[0] == '\r' || s[0] == '\n') {
+		s = s[1:]
+	}
+	return s
+}
 
 // valueEnd returns where the JSON value ends that s, which is valid, begins with.
 func valueEnd(s string) int {
@@ -126,31 +132,33 @@ func fieldName(key string) string {
 	return strconv.QuoteToASCII(key)
 }
 
-func (o *object) has(key string) bool {
-	for _, k := range o.keys {
-		if k == key {
-			return true
+// find returns a member. Keys are compared as they stand, so an escaped one is unknown.
+func (o *object) find(key string) *member {
+	for i := range o.members {
+		if o.members[i].key == key {
+			return &o.members[i]
 		}
 	}
-	return false
+	return nil
 }
 
-// take returns a member and marks it as read. Keys are compared as they stand, so an escaped one is unknown.
-func (o *object) take(key string) (json.RawMessage, bool) {
-	for i, k := range o.keys {
-		if k == key && o.values[i] != nil {
-			v := o.values[i]
-			o.values[i] = nil
-			return v, true
-		}
+func (o *object) has(key string) bool { return o.find(key) != nil }
+
+// take returns the value of a member and marks it as read.
+func (o *object) take(key string) (value string, ok bool) {
+	m := o.find(key)
+	if m == nil {
+		return "", false
 	}
-	return nil, false
+	m.read = true
+	return m.value, true
 }
 
-func (o *object) unread() (string, bool) {
-	for i, k := range o.keys {
-		if o.values[i] != nil {
-			return fieldName(k), true
+// unread returns a member that nothing has asked for.
+func (o *object) unread() (field string, ok bool) {
+	for _, m := range o.members {
+		if !m.read {
+			return fieldName(m.key), true
 		}
 	}
 	return "", false
@@ -159,23 +167,27 @@ func (o *object) unread() (string, bool) {
 // text reads a string member; ok is false if it is not there.
 func (o *object) text(key string) (s string, ok bool, err error) {
 	raw, ok := o.take(key)
-	if !ok {
+	switch {
+	case !ok:
 		return "", false, nil
-	}
-	if raw[0] != '"' || json.Unmarshal(raw, &s) != nil {
+	case raw[0] != '"':
 		return "", false, malformed(key, kindOf(raw), "a string")
+	case raw == `""`:
+		return "", false, &revocation.FieldError{Field: key, Kind: "missing", ValueKind: "string", Limit: "at least 1 byte"}
+	case strings.IndexByte(raw, '\\') < 0:
+		return raw[1 : len(raw)-1], true, nil
+	}
+	if err := json.Unmarshal([]byte(raw), &s); err != nil {
+		return "", false, malformed(key, "string", "a string")
 	}
 	// encoding/json replaces a lone surrogate, which would name another value.
-	if strings.ContainsRune(s, utf8.RuneError) && !strings.Contains(string(raw), "\uFFFD") {
+	if strings.ContainsRune(s, utf8.RuneError) && !strings.Contains(raw, "\uFFFD") {
 		return "", false, malformed(key, "string", "no lone surrogate and no escaped U+FFFD")
-	}
-	if s == "" {
-		return "", false, &revocation.FieldError{Field: key, Kind: "missing", ValueKind: "string", Limit: "at least 1 byte"}
 	}
 	return s, true, nil
 }
 
-func kindOf(raw json.RawMessage) string {
+func kindOf(raw string) string {
 	switch raw[0] {
 	case '"':
 		return "string"
@@ -212,22 +224,23 @@ func (o *object) token(req *revokdv1.RevokeRequest) error {
 }
 
 func (o *object) jti(req *revokdv1.RevokeRequest) error {
-	values := map[string]revocation.Value{}
-	for _, name := range []string{"jti", "iss"} {
+	claims := make(map[string]string, 2)
+	for _, name := range [...]string{"jti", "iss"} {
 		s, ok, err := o.text(name)
 		if err != nil {
 			return err
 		}
-		if ok {
-			values[name] = revocation.String(s)
+		if !ok {
+			continue
 		}
+		if len(s) > revocation.MaxValueBytes {
+			return &revocation.FieldError{Field: name, Kind: "too_large", ValueKind: "string", Limit: "at most 512 bytes"}
+		}
+		claims[name] = s
 	}
-	m, err := revocation.NewMatch(values)
-	if err != nil {
-		return err
-	}
-	req.Target = &revokdv1.RevokeRequest_Match{Match: ProtoMatch(m)}
+	req.Target = &revokdv1.RevokeRequest_Match{Match: &revokdv1.Match{Claims: claims}}
 	if raw, ok := o.take("exp"); ok {
+		var err error
 		if req.ExpiresAt, err = numericDate(raw); err != nil {
 			return err
 		}
@@ -236,9 +249,9 @@ func (o *object) jti(req *revokdv1.RevokeRequest) error {
 }
 
 // numericDate reads exp as tokens have it: seconds, rounded up to milliseconds if it has a fraction.
-func numericDate(raw json.RawMessage) (*timestamppb.Timestamp, error) {
+func numericDate(raw string) (*timestamppb.Timestamp, error) {
 	const limit = "seconds since 1970 (RFC 7519 NumericDate)"
-	f, err := strconv.ParseFloat(string(raw), 64)
+	f, err := strconv.ParseFloat(raw, 64)
 	switch {
 	case err != nil || kindOf(raw) != "number":
 		return nil, malformed("exp", kindOf(raw), limit)
@@ -256,7 +269,7 @@ func (o *object) match(req *revokdv1.RevokeRequest) error {
 		return malformed("match", kindOf(raw), "an object of claims")
 	}
 	var m revocation.Match
-	if err := m.UnmarshalJSON(raw); err != nil {
+	if err := m.UnmarshalJSON([]byte(raw)); err != nil {
 		return fmt.Errorf("match: %w", err)
 	}
 	if len(m.Names()) == 0 {
@@ -286,18 +299,18 @@ func (o *object) match(req *revokdv1.RevokeRequest) error {
 }
 
 // parseTime reads RFC 3339 or Unix milliseconds. A number that looks like another unit is refused: it would mean 1970, or never.
-func parseTime(field string, raw json.RawMessage) (time.Time, error) {
+func parseTime(field, raw string) (time.Time, error) {
 	const limit = "RFC 3339, or Unix milliseconds"
 	switch kindOf(raw) {
 	case "string":
 		var s string
-		if json.Unmarshal(raw, &s) == nil {
+		if json.Unmarshal([]byte(raw), &s) == nil {
 			if at, err := time.Parse(time.RFC3339Nano, s); err == nil {
 				return at, nil
 			}
 		}
 	case "number":
-		n, err := strconv.ParseInt(string(raw), 10, 64)
+		n, err := strconv.ParseInt(raw, 10, 64)
 		switch {
 		case err != nil:
 		case n < 100_000_000_000:
@@ -311,12 +324,12 @@ func parseTime(field string, raw json.RawMessage) (time.Time, error) {
 	return time.Time{}, malformed(field, kindOf(raw), limit)
 }
 
-func parseBelow(raw json.RawMessage) (*revokdv1.Below, error) {
+func parseBelow(raw string) (*revokdv1.Below, error) {
 	const limit = `an object such as {"claim":"token_version","value":7}`
 	if kindOf(raw) != "object" {
 		return nil, malformed("below", kindOf(raw), limit)
 	}
-	o, err := parseObject(raw)
+	o, err := parseObject([]byte(raw))
 	if err != nil {
 		return nil, err
 	}
@@ -328,7 +341,7 @@ func parseBelow(raw json.RawMessage) (*revokdv1.Below, error) {
 	if !ok {
 		return nil, malformed("below", "object", limit)
 	}
-	n, err := strconv.ParseInt(string(value), 10, 64)
+	n, err := strconv.ParseInt(value, 10, 64)
 	if _, more := o.unread(); err != nil || more {
 		return nil, malformed("below", "object", limit)
 	}

@@ -18,7 +18,8 @@ var imports = map[string]string{
 	"token":      "revocation",
 
 	// Movement
-	"journal": "internal/faults",
+	"journal":             "internal/faults",
+	"cluster/replication": "",
 
 	// Mechanism: keys, bits, deadlines
 	"ttlstore": "bloom",

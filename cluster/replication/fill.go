@@ -1,0 +1,241 @@
+package replication
+
+import "encoding/binary"
+
+// Fill appends the next message for a peer to b and returns it; nothing was appended if there is nothing to send: then the host
+// waits for the peer to be named in Outputs.Wake. now must not be earlier than that of the last step.
+func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
+	p := r.peers[id]
+	if p == nil {
+		return b
+	}
+	r.now = now
+	w := &writer{b: b}
+	if !p.helped {
+		p.helped = true
+		w.hello(hello{protocolVersion, r.cfg.KeyID, r.cfg.Name, r.cfg.Incarnation, r.cfg.Boot, r.cfg.Client})
+	}
+	if !p.hello {
+		p.woken = len(w.b) > len(b)
+		return w.b
+	}
+	start := len(b)
+	// The vector that an answer to a probe names goes first.
+	r.fillVoters(w, p)
+	if p.version < r.version && now.Mono >= p.vectorAt+r.vectorEvery(p) {
+		r.fillVector(w, p)
+	}
+	if len(p.out) > 0 {
+		w.b = append(w.b, p.out...)
+		p.out = p.out[:0]
+	}
+	for _, lane := range [lanes]Lane{Urgent, Bulk} {
+		for len(w.b)-start < fillTarget && r.fillLane(w, p, lane) {
+		}
+	}
+	for len(w.b)-start < fillTarget && r.fillScan(w, p) {
+	}
+	p.woken = len(w.b) > len(b)
+	return w.b
+}
+
+// define makes an origin known to a peer, ahead of everything else that is queued or being written.
+func (r *Replica) define(p *peer, o *origin) {
+	p.defined = grow(p.defined, o.Index)
+	if p.defined[o.Index] == o.Origin {
+		return
+	}
+	w := writer{b: p.out}
+	w.origin(o)
+	p.out = w.b
+	p.defined[o.Index] = o.Origin
+}
+
+// defineIn is define within a message.
+func (r *Replica) defineIn(w *writer, p *peer, o *origin) {
+	p.defined = grow(p.defined, o.Index)
+	if p.defined[o.Index] != o.Origin {
+		w.origin(o)
+		p.defined[o.Index] = o.Origin
+	}
+}
+
+func (w *writer) origin(o *origin) {
+	w.frame(frameOrigin)
+	w.uint(uint64(o.Index))
+	w.fixed(uint64(o.ID))
+	w.uint(o.Sealed)
+	expires := uint64(0)
+	if o.Sealed > 0 && o.applied >= o.Sealed {
+		expires = uint64(o.Expires)
+	}
+	w.uint(expires)
+	w.string(o.Node)
+	w.end()
+}
+
+// fillVoters writes under which configuration this replica acknowledges from here on.
+func (r *Replica) fillVoters(w *writer, p *peer) {
+	if p.toldHash == r.voters.Hash && p.toldVotes == r.votes {
+		return
+	}
+	p.toldHash, p.toldVotes = r.voters.Hash, r.votes
+	w.frame(frameVoters)
+	w.fixed(r.voters.Hash)
+	w.flag(r.votes)
+	w.end()
+}
+
+// fillVector writes what has moved since the last time.
+func (r *Replica) fillVector(w *writer, p *peer) {
+	const inFrame = 1024
+	var moved []*origin
+	flush := func() {
+		for _, o := range moved {
+			r.defineIn(w, p, o)
+		}
+		w.frame(frameVector)
+		w.uint(uint64(len(moved)))
+		for _, o := range moved {
+			w.uint(uint64(o.Index))
+			w.uint(o.applied)
+			w.uint(o.durable)
+		}
+		w.end()
+		moved = moved[:0]
+	}
+	for _, o := range r.reg.list {
+		if o == nil || at(r.changed, o.Index) <= p.version {
+			continue
+		}
+		if moved = append(moved, o); len(moved) == inFrame {
+			flush()
+		}
+	}
+	if len(moved) > 0 {
+		flush()
+	}
+	p.version, p.vectorAt = r.version, r.now.Mono
+}
+
+// fillLane writes one run of records of a lane and reports whether there was one.
+func (r *Replica) fillLane(w *writer, p *peer, lane Lane) bool {
+	if r.cfg.Client {
+		return false
+	}
+	if p.client {
+		for _, o := range r.reg.list {
+			if o != nil && o.ID.Lane() == lane && r.fillPush(w, p, o) {
+				return true
+			}
+		}
+		return false
+	}
+	if o := r.own[lane]; o != nil && r.fillPush(w, p, o) {
+		return true
+	}
+	for i := 0; i < len(p.pulls); i++ {
+		q := &p.pulls[i]
+		o := r.reg.get(q.index)
+		if o != nil && o.ID.Lane() != lane {
+			continue
+		}
+		if o == nil || q.next > q.to {
+			p.pulls = append(p.pulls[:i], p.pulls[i+1:]...)
+			i--
+			continue
+		}
+		n := r.fillRun(w, p, o, q.next, min(q.to, r.window(p, o)))
+		if n == 0 {
+			if q.next <= o.floor { // the log has moved on
+				p.say(func(w *writer) { w.below(o) })
+				q.next = q.to + 1
+				return true
+			}
+			continue
+		}
+		q.next += n
+		return true
+	}
+	return false
+}
+
+// window is the number up to which records may be sent now: bulk records wait for the peer's vector, so that urgent ones do not
+// wait behind them.
+func (r *Replica) window(p *peer, o *origin) uint64 {
+	if o.ID.Lane() == Urgent {
+		return o.applied
+	}
+	return min(o.applied, at(p.applied, o.Index)+uint64(r.cfg.Window))
+}
+
+// fillPush writes what follows the cursor.
+func (r *Replica) fillPush(w *writer, p *peer, o *origin) bool {
+	p.cursor = grow(p.cursor, o.Index)
+	cursor := max(p.cursor[o.Index], at(p.applied, o.Index))
+	p.cursor[o.Index] = cursor
+	if cursor >= o.applied {
+		return false
+	}
+	if cursor < o.floor {
+		p.told = grow(p.told, o.Index)
+		if p.told[o.Index] != o.floor+1 && cursor < p.told[o.Index] || p.told[o.Index] == 0 {
+			p.told[o.Index] = o.floor + 1
+			r.defineIn(w, p, o)
+			w.below(o)
+			return true
+		}
+		return false
+	}
+	n := r.fillRun(w, p, o, cursor+1, r.window(p, o))
+	p.cursor[o.Index] += n
+	return n > 0
+}
+
+// fillRun writes a run of the log between two numbers, inclusive, and returns its length.
+func (r *Replica) fillRun(w *writer, p *peer, o *origin, from, to uint64) uint64 {
+	if from > to {
+		return 0
+	}
+	b := o.read(from, int(min(recordsInRun, to-from+1)))
+	if len(b) == 0 {
+		return 0
+	}
+	r.defineIn(w, p, o)
+	r.fillDefinitions(w, p, b)
+	w.frame(frameRecords)
+	w.uint(uint64(o.Index))
+	w.uint(from)
+	w.records(b)
+	w.end()
+	n := uint64(len(b) / RecordSize)
+	r.stats.Sent += n
+	return n
+}
+
+// fillDefinitions writes the definitions that records need and the peer has not been sent.
+func (r *Replica) fillDefinitions(w *writer, p *peer, records []byte) {
+	last := uint64(0)
+	for ; len(records) > 0; records = records[RecordSize:] {
+		id := r.cfg.DefinitionID((*Record)(records))
+		if id == last {
+			continue
+		}
+		r.fillDefinition(w, p, id)
+		last = id
+	}
+}
+
+func (r *Replica) fillDefinition(w *writer, p *peer, id uint64) {
+	if p.defs[id] {
+		return
+	}
+	p.defs[id] = true
+	if d := r.store.Definition(id); d != nil {
+		w.frame(frameDefine)
+		w.b = append(w.b, d...)
+		w.end()
+	}
+}
+
+func putDot(b []byte, d Dot) []byte { return binary.BigEndian.AppendUint64(b, uint64(d)) }

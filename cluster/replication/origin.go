@@ -1,0 +1,92 @@
+package replication
+
+// Origin describes an origin as the host keeps it on disk.
+type Origin struct {
+	Index uint32
+	ID    OriginID
+	Node  string
+	// Sealed is the last number that was ever given, 0 while more may come.
+	Sealed uint64
+	// Expires is the latest deadline of its records, Unix seconds; known, and not 0, once it is sealed and everything of it is held.
+	Expires uint32
+}
+
+type origin struct {
+	Origin
+	own     bool // of this run of this node
+	applied uint64
+	durable uint64
+	floor   uint64 // the log has everything above it, up to applied
+	chunks  []*chunk
+	latest  uint32 // latest deadline seen
+
+	behind    bool // is in Replica.behind
+	moved     bool // is in Replica.moved: peers have not been told
+	since     Now  // when somebody was first known to have more, or applied last rose
+	asked     PeerID
+	askedAt   Now
+	below     uint64 // the log of every peer that was asked begins above: a scan is needed for numbers up to it
+	received  uint64 // records, for Stats
+	refusedAt Now
+	refused   bool
+}
+
+// registry holds origins by index. Index 0 stays empty.
+type registry struct {
+	list []*origin
+	byID map[OriginID]*origin
+	free []uint32
+}
+
+func newRegistry() registry {
+	return registry{list: make([]*origin, 1), byID: make(map[OriginID]*origin)}
+}
+
+func (r *registry) get(index uint32) *origin {
+	if int(index) >= len(r.list) {
+		return nil
+	}
+	return r.list[index]
+}
+
+// add registers an origin under an index, or under a free one if index is 0. It returns nil when there are too many.
+func (r *registry) add(o Origin) *origin {
+	if len(r.byID) >= MaxOrigins {
+		return nil
+	}
+	if o.Index == 0 {
+		if n := len(r.free); n > 0 {
+			o.Index, r.free = r.free[n-1], r.free[:n-1]
+		} else {
+			o.Index = uint32(len(r.list))
+		}
+	}
+	for int(o.Index) >= len(r.list) {
+		r.list = append(r.list, nil)
+	}
+	made := &origin{Origin: o}
+	r.list[o.Index], r.byID[o.ID] = made, made
+	return made
+}
+
+func (r *registry) drop(o *origin) {
+	r.list[o.Index] = nil
+	delete(r.byID, o.ID)
+	r.free = append(r.free, o.Index)
+}
+
+// grow returns s long enough for index.
+func grow[T any](s []T, index uint32) []T {
+	if int(index) < len(s) {
+		return s
+	}
+	return append(s, make([]T, int(index)+1-len(s))...)
+}
+
+// at is s[index], zero beyond the end.
+func at[T any](s []T, index uint32) (v T) {
+	if int(index) < len(s) {
+		v = s[index]
+	}
+	return v
+}

@@ -1,0 +1,895 @@
+package replication
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Intervals that nobody needs to change.
+const (
+	pullTimeout   = 250 * time.Millisecond // before another peer is asked
+	refusedRetry  = time.Second            // after the store has refused a record
+	originsEvery  = time.Minute            // how often origins that nothing refers to are looked for
+	dropAfter     = 2 * 60 * 60            // seconds behind the latest deadline of an origin's records
+	probeTimeout  = 10 * time.Second
+	maxProbes     = 8
+	maxUnnamed    = 1 << 14
+	reissueRetry  = 2 * time.Second
+	maxOut        = 384 << 10 // bytes of small frames that wait for a peer
+	recordsInRun  = 1024      // in one frame
+	scanBudget    = 20_000    // records looked at in one step
+	scanWindow    = 32_768    // scanned records on their way to a peer
+	scanMessage   = 4096      // scanned records in a message
+	scanFrame     = 512       // and in a frame
+	fillTarget    = 64 << 10  // about how large a message gets
+	bootstrapPart = 8
+)
+
+// Replica is one replica: see the package comment.
+type Replica struct {
+	cfg   Config
+	store Store
+	now   Now
+	out   Outputs
+
+	reg     registry
+	own     [lanes]*origin // of this run, by lane; nil before the first record
+	log     hotLog
+	version uint64 // counts vector movements
+	changed []uint64
+
+	peers map[PeerID]*peer
+	order []*peer // by PeerID, so that a run can be repeated
+
+	behind  []*origin
+	token   uint64
+	raises  []raise // not durable yet
+	unnamed []unnamed
+	lost    bool // unnamed overflowed: look for them in the store
+	lookAt  Key  // where that has come to
+	looking bool
+
+	scan    *scan
+	serving int
+
+	voters  Voters
+	votes   bool // this replica is a voter
+	views   map[string]time.Duration
+	leveled bool
+	audit   *audit
+	audits  map[string]time.Duration // last one that found no difference, by peer
+	served  *sums
+	auditAt time.Duration
+
+	originsAt time.Duration
+	stats     Stats
+}
+
+// raise is a part of the durable vector that waits for the disk.
+type raise struct {
+	token  uint64
+	vector []VectorEntry
+}
+
+type unnamed struct {
+	record Record
+	due    time.Duration
+}
+
+// peer is the other side of a session.
+type peer struct {
+	id     PeerID
+	name   string
+	proved bool // name comes from the session, not from the peer
+	client bool
+	hello  bool // its hello has arrived
+	helped bool // ours has been sent
+
+	refs    []uint32 // of the peer, to indices here; 0: not for us
+	applied []uint64 // its vector, by index
+	durable []uint64
+	cursor  []uint64 // by index: what has been sent
+	told    []uint64 // floor + 1 of a Below that was sent
+	below   []uint64 // floor + 1 of a Below that came: its log has nothing at or below
+	defined []Origin // what it knows of origins, by index
+	defs    map[uint64]bool
+
+	out      []byte // small frames that wait
+	pulls    []pull
+	woken    bool
+	vectorAt time.Duration
+	version  uint64 // of the vector that it was sent
+
+	// Under which voters it acknowledges and answers, and what it was told of ours.
+	hash, toldHash   uint64
+	votes, toldVotes bool
+
+	probes  []probe
+	viewed  time.Duration // as of then everything that it held is here
+	probeID uint64
+	probeAt time.Duration
+	sample  sample
+
+	scan      *serving // what we send it
+	part      *part    // what it sends us
+	scanSent  uint64
+	scanTaken uint64
+	gotScan   uint64
+	saidScan  uint64
+	busyUntil time.Duration
+
+	rtt    time.Duration
+	offset int64 // of its wall clock, milliseconds
+	timed  bool
+	lag    Lag
+}
+
+type pull struct {
+	index    uint32
+	next, to uint64
+}
+
+// New returns a replica with the origins and vector that an earlier run left on disk. Errors are those of the configuration.
+func New(cfg Config, store Store, origins []Origin, vector []VectorEntry) (*Replica, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	r := &Replica{
+		cfg: cfg, store: store, reg: newRegistry(), peers: make(map[PeerID]*peer), views: make(map[string]time.Duration),
+		audits: make(map[string]time.Duration), log: hotLog{limit: cfg.LogBytes}, looking: !cfg.Client,
+	}
+	for _, o := range origins {
+		if o.Index == 0 || o.Index >= 1<<24 || o.ID == 0 || r.reg.byID[o.ID] != nil || r.reg.get(o.Index) != nil {
+			return nil, errors.New("replication: an origin stands twice or has no index")
+		}
+		if r.reg.add(o) == nil {
+			return nil, fmt.Errorf("replication: more than %d origins", MaxOrigins)
+		}
+	}
+	for i := 1; i < len(r.reg.list); i++ {
+		if r.reg.list[i] == nil {
+			r.reg.free = append(r.reg.free, uint32(i))
+		}
+	}
+	for _, o := range r.reg.list {
+		if o != nil && o.Node == cfg.Name && o.Sealed == 0 && !cfg.Client {
+			o.Sealed = 1 // an earlier run: nothing will follow
+		}
+	}
+	for _, v := range vector {
+		if o := r.reg.get(v.Index); o != nil {
+			o.applied, o.durable, o.floor = v.Number, v.Number, v.Number
+			if o.Node == cfg.Name && !cfg.Client {
+				o.Sealed = max(o.Sealed, v.Number)
+			}
+			r.move(o)
+		}
+	}
+	return r, nil
+}
+
+// NewOrigin registers an origin of this run for a lane, in place of the one before, which is sealed. The host makes it durable no later
+// than the first record with a number of it. The one before is dropped if it numbered nothing: its index may come again.
+func (r *Replica) NewOrigin(id OriginID) (index uint32, err error) {
+	if r.reg.byID[id] != nil || id < lanes {
+		return 0, errors.New("replication: the origin exists")
+	}
+	before := r.own[id.Lane()]
+	if before != nil && before.applied == 0 {
+		r.reg.drop(before)
+		before = nil
+	}
+	o := r.reg.add(Origin{ID: id, Node: r.cfg.Name})
+	if o == nil {
+		return 0, fmt.Errorf("replication: more than %d origins", MaxOrigins)
+	}
+	o.own = true
+	if before != nil {
+		before.own, before.Sealed = false, before.applied
+	}
+	r.own[id.Lane()] = o
+	return o.Index, nil
+}
+
+// Step takes an event and returns what it asks for; the result is valid until the next step. now.Mono must not go back.
+func (r *Replica) Step(now Now, e Event) *Outputs {
+	r.out.reset()
+	r.now = now
+	switch e := e.(type) {
+	case Connected:
+		r.connect(e)
+	case Disconnected:
+		r.disconnect(e.Peer)
+	case Received:
+		if p := r.peers[e.Peer]; p != nil {
+			if err := r.receive(p, e.Message); err != nil {
+				r.out.Close = append(r.out.Close, Closing{p.id, err})
+				r.disconnect(p.id)
+			}
+		}
+	case Written:
+		r.written(e)
+	case Journaled:
+		r.journaled(e.Token)
+	case SetVoters:
+		r.setVoters(e.Voters, e.Self)
+	case SendControl:
+		if p := r.peers[e.Peer]; p != nil && len(p.out)+len(e.Message) < maxOut && len(e.Message) <= maxControl {
+			w := writer{b: p.out}
+			w.frame(frameControl)
+			w.b = append(w.b, e.Message...)
+			w.end()
+			p.out = w.b
+			r.wake(p)
+		}
+	case Tick:
+	}
+	r.work()
+	return &r.out
+}
+
+func (r *Replica) wake(p *peer) {
+	if !p.woken {
+		p.woken = true
+		r.out.Wake = append(r.out.Wake, p.id)
+	}
+}
+
+func (r *Replica) connect(e Connected) {
+	if r.peers[e.Peer] != nil {
+		return
+	}
+	p := &peer{id: e.Peer, name: e.Name, proved: e.Name != "", client: e.Client, defs: make(map[uint64]bool), vectorAt: -time.Hour, probeAt: -time.Hour}
+	r.peers[p.id] = p
+	i, _ := slices.BinarySearchFunc(r.order, p.id, func(p *peer, id PeerID) int { return cmp.Compare(p.id, id) })
+	r.order = slices.Insert(r.order, i, p)
+	r.wake(p)
+}
+
+func (r *Replica) disconnect(id PeerID) {
+	p := r.peers[id]
+	if p == nil {
+		return
+	}
+	delete(r.peers, id)
+	r.order = slices.DeleteFunc(r.order, func(q *peer) bool { return q == p })
+	if p.scan != nil {
+		r.serving--
+	}
+	if p.part != nil {
+		r.release(p.part)
+	}
+	if r.audit != nil && r.audit.peer == p {
+		r.audit = nil
+	}
+	if r.served != nil && r.served.peer == p {
+		r.served = nil
+	}
+	for _, o := range r.reg.list {
+		if o != nil && o.asked == id {
+			o.asked = 0
+		}
+	}
+	r.out.Views = true
+}
+
+// move notes that an origin's vector has changed.
+func (r *Replica) move(o *origin) {
+	r.version++
+	r.changed = grow(r.changed, o.Index)
+	r.changed[o.Index] = r.version
+}
+
+// written takes in what this node has written.
+func (r *Replica) written(e Written) {
+	o := r.reg.get(e.Index)
+	if o == nil || o.Node != r.cfg.Name || e.First != o.applied+1 {
+		panic("replication: Written does not continue an origin of this node") // a bug of the host
+	}
+	for i := range e.Records {
+		r.log.append(o, e.First+uint64(i), &e.Records[i])
+		o.latest = max(o.latest, r.cfg.Deadline(&e.Records[i]))
+	}
+	o.applied += uint64(len(e.Records))
+	o.durable = o.applied
+	r.move(o)
+	r.out.Acks = true
+	for i := range e.Unnamed {
+		r.addUnnamed(&e.Unnamed[i])
+	}
+	for _, p := range r.order {
+		r.wake(p)
+		if p.sample.number == 0 && !p.client {
+			p.sample = sample{o.Index, o.applied, r.now.Mono}
+		}
+	}
+}
+
+func (r *Replica) addUnnamed(rec *Record) {
+	if len(r.unnamed) >= maxUnnamed {
+		r.lost = true
+		return
+	}
+	jitter := time.Duration(r.cfg.Random()%4+1) * r.cfg.ReissueAfter
+	r.unnamed = append(r.unnamed, unnamed{*rec, r.now.Mono + jitter})
+}
+
+// journaled raises the durable vector.
+func (r *Replica) journaled(token uint64) {
+	n := 0
+	for n < len(r.raises) && r.raises[n].token <= token {
+		r.raiseDurable(r.raises[n].vector)
+		n++
+	}
+	r.raises = append(r.raises[:0], r.raises[n:]...)
+}
+
+func (r *Replica) raiseDurable(vector []VectorEntry) {
+	for _, v := range vector {
+		if o := r.reg.get(v.Index); o != nil && v.Number > o.durable {
+			o.durable = v.Number
+			r.move(o)
+			r.out.Acks = true
+		}
+	}
+}
+
+// keep hands records to the journal; the durable vector rises to vector when they, and all before, are durable.
+func (r *Replica) keep(records []Record, dots []Dot, vector []VectorEntry, force bool) {
+	if r.cfg.Client {
+		r.out.Changed = append(r.out.Changed, records...)
+		r.raiseDurable(vector)
+		return
+	}
+	if len(records) == 0 && !force {
+		switch {
+		case len(r.raises) == 0:
+			r.raiseDurable(vector)
+		default: // with what is under way
+			last := &r.raises[len(r.raises)-1]
+			last.vector = append(last.vector, vector...)
+		}
+		return
+	}
+	r.token++
+	r.raises = append(r.raises, raise{r.token, vector})
+	r.out.Journal = append(r.out.Journal, JournalWrite{r.token, records, dots, slices.Clone(vector)})
+}
+
+// receive takes a message apart.
+func (r *Replica) receive(p *peer, message []byte) error {
+	if len(message) > maxMessage {
+		return fmt.Errorf("%w: %d bytes, limit %d", ErrProtocol, len(message), maxMessage)
+	}
+	in := reader{b: message}
+	for {
+		t, f, ok := in.next()
+		if !ok {
+			return in.err
+		}
+		if !p.hello && t != frameHello {
+			return fmt.Errorf("%w: no hello", ErrProtocol)
+		}
+		if err := r.frame(p, t, &f); err != nil {
+			return err
+		}
+		if f.err != nil {
+			return fmt.Errorf("%w, frame %d", f.err, t)
+		}
+	}
+}
+
+func (r *Replica) frame(p *peer, t frameType, f *reader) error {
+	if p.client {
+		switch t {
+		case frameHello, frameOrigin, frameVector, framePull, frameScan, frameProbe, frameWindow, frameDefine:
+		default:
+			return fmt.Errorf("%w: frame %d from a client", ErrProtocol, t)
+		}
+	}
+	switch t {
+	case frameHello:
+		return r.receiveHello(p, f)
+	case frameOrigin:
+		return r.receiveOrigin(p, f)
+	case frameVector:
+		r.receiveVector(p, f)
+	case frameRecords:
+		return r.receiveRecords(p, f)
+	case frameDefine:
+		if len(f.b) > maxDefinition {
+			return fmt.Errorf("%w: a definition of %d bytes, limit %d", ErrProtocol, len(f.b), maxDefinition)
+		}
+		if err := r.store.Define(f.take(len(f.b)), r.now); err != nil {
+			return fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+	case framePull:
+		r.receivePull(p, f)
+	case frameBelow:
+		r.receiveBelow(p, f)
+	case frameScan:
+		r.receiveScan(p, f)
+	case frameScanBegin:
+		r.receiveScanBegin(p, f)
+	case frameScanned:
+		return r.receiveScanned(p, f)
+	case frameScanEnd:
+		r.receiveScanEnd(p, f)
+	case frameWindow:
+		p.scanTaken = max(p.scanTaken, f.uint())
+		r.wake(p)
+	case frameVoters:
+		r.receiveVoters(p, f)
+	case frameProbe:
+		r.receiveProbe(p, f)
+	case frameAnswer:
+		r.receiveAnswer(p, f)
+	case frameControl:
+		if len(f.b) > maxControl {
+			return fmt.Errorf("%w: a control message of %d bytes, limit %d", ErrProtocol, len(f.b), maxControl)
+		}
+		r.out.Control = append(r.out.Control, Control{p.id, p.name, slices.Clone(f.take(len(f.b)))})
+	case frameAudit:
+		r.receiveAudit(p, f)
+	case frameSums:
+		r.receiveSums(p, f)
+	case frameLeaf:
+		return r.receiveLeaf(p, f)
+	case frameAuditEnd:
+		r.receiveAuditEnd(p, f)
+	default: // of a later version
+		f.take(len(f.b))
+	}
+	return nil
+}
+
+func (r *Replica) receiveHello(p *peer, f *reader) error {
+	h := f.hello()
+	switch {
+	case f.err != nil:
+		return f.err
+	case p.hello:
+		return fmt.Errorf("%w: a second hello", ErrProtocol)
+	case h.version == 0:
+		return fmt.Errorf("%w: protocol version 0", ErrIncompatible)
+	case h.keyID != r.cfg.KeyID:
+		return fmt.Errorf("%w: it has fingerprint key %016x, not %016x", ErrIncompatible, h.keyID, r.cfg.KeyID)
+	case p.proved && p.name != h.name:
+		return fmt.Errorf("%w: it is not who it says", ErrIncompatible)
+	case h.name == r.cfg.Name && !h.client && !r.cfg.Client:
+		return fmt.Errorf("%w: it has this node's name", ErrIncompatible)
+	case p.client && !h.client:
+		return fmt.Errorf("%w: a client that says it is a node", ErrIncompatible)
+	}
+	p.hello, p.name, p.client = true, h.name, h.client
+	r.wake(p)
+	return nil
+}
+
+func (r *Replica) receiveOrigin(p *peer, f *reader) error {
+	ref := f.limited(1<<24 - 1)
+	in := Origin{ID: OriginID(f.fixed()), Sealed: f.limited(MaxNumber), Expires: uint32(f.limited(1<<32 - 1)), Node: f.string(maxName)}
+	if f.err != nil || ref == 0 || in.ID < lanes || in.Node == "" {
+		return fmt.Errorf("%w: origin", ErrProtocol)
+	}
+	// The peer's refs are its indices: as few as its origins have ever been.
+	if ref > 4*MaxOrigins {
+		return fmt.Errorf("%w: origin out of range", ErrProtocol)
+	}
+	p.refs = grow(p.refs, uint32(ref))
+	o := r.reg.byID[in.ID]
+	if o == nil {
+		if in.Sealed > 0 && in.Expires > 0 && r.expired(in.Expires) {
+			p.refs[ref] = 0 // all of it has expired
+			return nil
+		}
+		if o = r.reg.add(in); o == nil {
+			return fmt.Errorf("%w: more than %d origins", ErrRefused, MaxOrigins)
+		}
+		r.out.Origins = append(r.out.Origins, o.Origin)
+	} else if o.Node != in.Node {
+		return fmt.Errorf("%w: an origin of two nodes", ErrProtocol)
+	}
+	p.refs[ref] = o.Index
+	if (in.Sealed > o.Sealed || in.Expires > o.Expires) && !o.own {
+		o.Sealed, o.Expires = max(o.Sealed, in.Sealed), max(o.Expires, in.Expires)
+		r.out.Origins = append(r.out.Origins, o.Origin)
+	}
+	return nil
+}
+
+// expired reports whether an origin whose records expire at a second can be forgotten.
+func (r *Replica) expired(second uint32) bool { return r.now.Guarded/1000 > int64(second)+dropAfter }
+
+func (p *peer) origin(r *Replica, ref uint64) *origin {
+	if ref >= uint64(len(p.refs)) {
+		return nil
+	}
+	return r.reg.get(p.refs[ref])
+}
+
+func (r *Replica) receiveVector(p *peer, f *reader) {
+	for range f.count(3) {
+		ref, applied, durable := f.uint(), f.limited(MaxNumber), f.limited(MaxNumber)
+		o := p.origin(r, ref)
+		if o == nil || f.err != nil {
+			continue
+		}
+		p.applied, p.durable = grow(p.applied, o.Index), grow(p.durable, o.Index)
+		if applied > p.applied[o.Index] {
+			p.applied[o.Index] = applied
+			r.heard(o, applied)
+		}
+		if durable > p.durable[o.Index] {
+			p.durable[o.Index] = durable
+			if o.Node == r.cfg.Name {
+				r.out.Acks = true
+			}
+		}
+		if o.own {
+			p.cursor = grow(p.cursor, o.Index)
+			p.cursor[o.Index] = max(p.cursor[o.Index], applied)
+			r.measure(p, o)
+			if applied > o.applied {
+				r.out.Fence = true
+			}
+		}
+	}
+	r.wake(p) // the window may have opened
+}
+
+// heard notes that a peer holds an origin up to a number.
+func (r *Replica) heard(o *origin, number uint64) {
+	if number <= o.applied || o.behind {
+		return
+	}
+	o.behind, o.since = true, r.now
+	r.behind = append(r.behind, o)
+}
+
+// receiveRecords takes a run of an origin's log.
+func (r *Replica) receiveRecords(p *peer, f *reader) error {
+	o := p.origin(r, f.uint())
+	first := f.limited(MaxNumber)
+	b := f.take(len(f.b))
+	n := uint64(len(b) / RecordSize)
+	if f.err != nil || len(b)%RecordSize != 0 || n == 0 || first == 0 || first+n-1 > MaxNumber {
+		return fmt.Errorf("%w: records", ErrProtocol)
+	}
+	if o == nil {
+		return nil // all of it has expired
+	}
+	last := first + n - 1
+	p.applied = grow(p.applied, o.Index)
+	if last > p.applied[o.Index] {
+		p.applied[o.Index] = last // what it sends it holds
+	}
+	if last <= o.applied {
+		r.stats.Duplicates += n
+		return nil
+	}
+	if first <= o.applied {
+		b = b[(o.applied+1-first)*RecordSize:]
+		r.stats.Duplicates += o.applied + 1 - first
+		first = o.applied + 1
+	}
+	if o.own {
+		r.out.Fence = true // a clone of this node has written
+		return nil
+	}
+	gap := first > o.applied+1
+	var records []Record
+	var dots []Dot
+	direct := p.name == o.Node
+	taken := first - 1
+	for number := first; len(b) > 0; b, number = b[RecordSize:], number+1 {
+		rec := (*Record)(b)
+		if r.cfg.Mutant("skip-record") && number%1000 == 999 {
+			taken = number
+			continue
+		}
+		m, err := r.store.Merge(rec, MakeDot(o.Index, number), r.now, direct)
+		if err != nil {
+			r.refuse(o, err)
+			break
+		}
+		if m.Changed {
+			records, dots = append(records, *rec), append(dots, MakeDot(o.Index, number))
+		}
+		if m.Unnamed {
+			r.addUnnamed(rec)
+		}
+		if !gap {
+			r.log.append(o, number, rec)
+		}
+		o.latest = max(o.latest, r.cfg.Deadline(rec))
+		o.received++
+		taken = number
+	}
+	r.stats.Received += taken + 1 - first
+	if gap && !r.cfg.Mutant("raise-early") {
+		r.heard(o, last)
+		r.keep(records, dots, nil, false)
+		return nil
+	}
+	if taken >= first {
+		o.applied = taken
+		o.since, o.refused = r.now, o.refused && taken < last
+		if o.asked == p.id {
+			o.askedAt = r.now
+		}
+		r.move(o)
+		r.wakeClients()
+	}
+	r.keep(records, dots, []VectorEntry{{o.Index, o.applied}}, false)
+	return nil
+}
+
+// refuse notes that the store takes no more of an origin for now: its vector stays, and views that need it grow old.
+func (r *Replica) refuse(o *origin, err error) {
+	o.refused, o.refusedAt = true, r.now
+	r.stats.Refused++
+	r.stats.LastRefused = err
+	r.heard(o, o.applied+1)
+}
+
+func (r *Replica) wakeClients() {
+	for _, p := range r.order {
+		if p.client {
+			r.wake(p)
+		}
+	}
+}
+
+func (r *Replica) receivePull(p *peer, f *reader) {
+	o := p.origin(r, f.uint())
+	from := f.limited(MaxNumber)
+	if o == nil || f.err != nil || from == 0 {
+		return
+	}
+	if from <= o.floor {
+		p.say(func(w *writer) { w.below(o) })
+		r.wake(p)
+		return
+	}
+	if from > o.applied || len(p.pulls) >= 1024 {
+		return
+	}
+	p.pulls = slices.DeleteFunc(p.pulls, func(q pull) bool { return q.index == o.Index })
+	p.pulls = append(p.pulls, pull{o.Index, from, o.applied})
+	r.wake(p)
+}
+
+func (w *writer) below(o *origin) {
+	w.frame(frameBelow)
+	w.fixed(uint64(o.ID))
+	w.uint(o.floor)
+	w.end()
+}
+
+// say queues a small frame; what does not fit is asked for again by whoever needs it.
+func (p *peer) say(fn func(*writer)) {
+	if len(p.out) < maxOut {
+		w := writer{b: p.out}
+		fn(&w)
+		p.out = w.b
+	}
+}
+
+func (r *Replica) receiveBelow(p *peer, f *reader) {
+	o := r.reg.byID[OriginID(f.fixed())]
+	floor := f.limited(MaxNumber)
+	if o == nil || f.err != nil {
+		return
+	}
+	p.below = grow(p.below, o.Index)
+	p.below[o.Index] = max(p.below[o.Index], floor+1)
+	if o.asked == p.id {
+		o.asked = 0
+	}
+	p.applied = grow(p.applied, o.Index)
+	p.applied[o.Index] = max(p.applied[o.Index], floor)
+	r.heard(o, floor)
+}
+
+// work does what is due.
+func (r *Replica) work() {
+	r.chase()
+	r.runScan()
+	r.nameUnnamed()
+	if r.now.Mono >= r.originsAt {
+		r.originsAt = r.now.Mono + originsEvery
+		r.dropOrigins()
+	}
+	for _, p := range r.order {
+		if !p.hello {
+			continue
+		}
+		r.probe(p)
+		if p.version < r.version && r.now.Mono >= p.vectorAt+r.vectorEvery(p) {
+			r.wake(p)
+		}
+		r.lookUp(p)
+	}
+	r.runAudit()
+}
+
+// vectorEvery: a client learns of the vector by the records themselves, and with the answers to its probes.
+func (r *Replica) vectorEvery(p *peer) time.Duration {
+	if p.client {
+		return r.cfg.ProbeEvery
+	}
+	return r.cfg.VectorEvery
+}
+
+// chase asks for what peers hold and this replica does not.
+func (r *Replica) chase() {
+	if len(r.behind) == 0 {
+		return
+	}
+	kept := r.behind[:0]
+	for _, o := range r.behind {
+		if o.behind = r.chaseOne(o); o.behind {
+			kept = append(kept, o)
+		}
+	}
+	clear(r.behind[len(kept):])
+	r.behind = kept
+}
+
+// chaseOne reports whether somebody still has more of o.
+func (r *Replica) chaseOne(o *origin) bool {
+	if r.reg.get(o.Index) != o {
+		return false
+	}
+	var best *peer
+	more, direct, n := false, false, uint64(0)
+	for _, p := range r.order {
+		if !p.hello || p.client || at(p.applied, o.Index) <= o.applied {
+			continue
+		}
+		more = true
+		if at(p.below, o.Index) > o.applied+1 {
+			continue // only a scan helps there
+		}
+		if p.name == o.Node && !r.cfg.Client {
+			direct = true
+		}
+		// One of those that can serve, by chance, but not the one that did not answer, if there is another.
+		n++
+		if best == nil || best.id == o.asked || p.id != o.asked && r.cfg.Random()%n == 0 {
+			best = p
+		}
+	}
+	switch {
+	case !more || o.own:
+		return false
+	case o.refused && r.now.Mono < o.refusedAt.Mono+refusedRetry:
+	case best == nil:
+		if r.scan == nil {
+			r.startScan()
+		}
+	case o.asked != 0 && r.now.Mono < o.askedAt.Mono+pullTimeout:
+	case direct && r.now.Mono < o.since.Mono+r.cfg.PullAfter: // its node is about to send it
+	case r.cfg.Client && !o.refused && r.now.Mono < o.since.Mono+pullTimeout: // so is the node of a client
+	default:
+		o.asked, o.askedAt = best.id, r.now
+		o.refused = false
+		r.stats.Pulls++
+		r.define(best, o)
+		best.say(func(w *writer) {
+			w.frame(framePull)
+			w.uint(uint64(o.Index))
+			w.uint(o.applied + 1)
+			w.end()
+		})
+		r.wake(best)
+	}
+	return true
+}
+
+// nameUnnamed asks the host to write content that came of a join under a dot of its own, unless somebody has done it.
+func (r *Replica) nameUnnamed() {
+	if r.cfg.Client {
+		r.unnamed = r.unnamed[:0]
+		return
+	}
+	if r.looking && len(r.unnamed) < maxUnnamed/2 {
+		next, more := r.store.Scan(r.lookAt, scanBudget, r.now, func(d Dot) bool { return d.Index() == 0 }, func(rec *Record, _ Dot) bool {
+			r.addUnnamed(rec)
+			return len(r.unnamed) < maxUnnamed/2
+		})
+		r.lookAt, r.looking = next, more
+		if !more {
+			r.lookAt = Key{}
+		}
+	}
+	if len(r.unnamed) == 0 {
+		if r.lost {
+			r.lost, r.looking = false, true
+		}
+		return
+	}
+	kept := r.unnamed[:0]
+	for _, u := range r.unnamed {
+		if r.now.Mono < u.due {
+			kept = append(kept, u)
+			continue
+		}
+		held, dot, ok := r.store.Held(&u.record, r.now)
+		if !ok || dot.Index() != 0 {
+			continue
+		}
+		r.out.Reissue = append(r.out.Reissue, held)
+		r.stats.Reissued++
+		kept = append(kept, unnamed{held, r.now.Mono + reissueRetry})
+	}
+	r.unnamed = kept
+}
+
+// dropOrigins forgets origins whose records have all expired. Peers that still name them say when that was, and are not believed to have more.
+func (r *Replica) dropOrigins() {
+	for _, o := range r.reg.list {
+		if o == nil || o.own || o.Sealed == 0 || o.applied < o.Sealed {
+			continue
+		}
+		if o.Expires == 0 && o.applied >= o.Sealed {
+			// Records that a scan brought are not all known here: the latest possible deadline is the safe one.
+			if o.latest == 0 {
+				o.latest = uint32(max(1, r.now.Guarded/1000))
+			}
+			o.Expires = o.latest
+			r.out.Origins = append(r.out.Origins, o.Origin)
+		}
+		if r.expired(o.Expires) && r.expired(o.latest) {
+			r.log.forget(o)
+			for _, p := range r.order {
+				for ref, index := range p.refs {
+					if index == o.Index {
+						p.refs[ref] = 0
+					}
+				}
+				for _, s := range []*[]uint64{&p.applied, &p.durable, &p.cursor, &p.told, &p.below} {
+					if int(o.Index) < len(*s) {
+						(*s)[o.Index] = 0
+					}
+				}
+				if int(o.Index) < len(p.defined) {
+					p.defined[o.Index] = Origin{}
+				}
+				p.pulls = slices.DeleteFunc(p.pulls, func(q pull) bool { return q.index == o.Index })
+			}
+			r.reg.drop(o)
+			if int(o.Index) < len(r.changed) {
+				r.changed[o.Index] = 0
+			}
+			r.out.Dropped = append(r.out.Dropped, o.Index)
+		}
+	}
+}
+
+// Deadline returns when the next Tick is due, if nothing else happens before.
+func (r *Replica) Deadline() time.Duration {
+	next := r.now.Mono + r.cfg.ProbeEvery
+	if len(r.behind) > 0 || r.scan != nil || r.looking {
+		next = min(next, r.now.Mono+5*time.Millisecond)
+	}
+	if len(r.unnamed) > 0 {
+		next = min(next, r.now.Mono+r.cfg.ReissueAfter)
+	}
+	if r.audit != nil || r.served != nil && !r.served.done {
+		next = min(next, r.now.Mono+r.auditPause())
+	}
+	for _, p := range r.order {
+		if p.hello && p.version < r.version && !p.woken {
+			next = min(next, p.vectorAt+r.vectorEvery(p))
+		}
+		if p.hello {
+			next = min(next, p.probeAt+r.cfg.ProbeEvery)
+		}
+	}
+	return max(next, r.now.Mono+100*time.Microsecond)
+}

@@ -1,0 +1,344 @@
+package replication
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// scan is the copying of what no log has any more. Its parts cover the key space; when all have arrived, everything that all their
+// servers held before they began is here.
+type scan struct {
+	parts []*part
+}
+
+// part is an interval of keys, both ends included.
+type part struct {
+	from, to  Key
+	peer      *peer // who serves it now
+	id        uint64
+	begun     bool
+	vector    []VectorEntry // what its server held before the scan
+	done      bool
+	notBefore time.Duration
+}
+
+// serving is a scan that a peer is sent.
+type serving struct {
+	id       uint64
+	from, to Key
+	has      []uint64 // the peer's vector, by index, when it asked
+	done     bool
+}
+
+// release takes a part from its server: what has arrived is a part of its own, and somebody else sends the rest.
+func (r *Replica) release(s *part) {
+	s.peer.part, s.peer = nil, nil
+	if s.begun && r.scan != nil {
+		r.scan.parts = append(r.scan.parts, &part{done: true, vector: s.vector})
+	}
+	s.begun, s.vector = false, nil
+}
+
+// startScan begins to copy.
+func (r *Replica) startScan() {
+	r.scan = &scan{}
+	n := uint64(1)
+	servers := 0
+	for _, p := range r.order {
+		if p.hello && !p.client {
+			servers++
+		}
+	}
+	if servers > 1 && !slices.ContainsFunc(r.reg.list, func(o *origin) bool { return o != nil && !o.own && o.applied > 0 }) {
+		n = bootstrapPart
+	}
+	step := (1<<63)/n*2 - 1
+	for i := range n {
+		s := &part{from: Key{Hi: i * (step + 1)}, to: Key{i*(step+1) + step, ^uint64(0)}}
+		r.scan.parts = append(r.scan.parts, s)
+	}
+	r.scan.parts[n-1].to = lastKey
+	r.stats.Scans++
+}
+
+// runScan hands parts to peers that can serve them, and ends the scan when all have arrived.
+func (r *Replica) runScan() {
+	if r.scan == nil {
+		return
+	}
+	done := true
+	for _, s := range r.scan.parts {
+		if s.done {
+			continue
+		}
+		done = false
+		if s.peer != nil || r.now.Mono < s.notBefore {
+			continue
+		}
+		for _, p := range r.order {
+			if !p.hello || p.client || p.part != nil || r.now.Mono < p.busyUntil || !r.knowsMore(p) {
+				continue
+			}
+			p.probeID++ // any number that this session has not used
+			s.peer, s.id, s.begun = p, p.probeID, false
+			p.part = s
+			// It filters by our vector: it must have all of it.
+			p.say(func(w *writer) {
+				r.fillVector(w, p)
+				w.frame(frameScan)
+				w.uint(s.id)
+				w.key(s.from)
+				w.key(s.to)
+				w.end()
+			})
+			r.wake(p)
+			break
+		}
+	}
+	if done {
+		r.endScan()
+	} else if !slices.ContainsFunc(r.order, r.knowsMore) {
+		for _, s := range r.scan.parts { // who had more is gone, or the logs had it after all
+			if s.peer != nil {
+				s.peer.part = nil
+			}
+		}
+		r.scan = nil
+	}
+}
+
+// knowsMore reports whether a peer holds what this replica does not.
+func (r *Replica) knowsMore(p *peer) bool {
+	for i, n := range p.applied {
+		if o := r.reg.get(uint32(i)); o != nil && n > o.applied {
+			return true
+		}
+	}
+	return false
+}
+
+// endScan raises the vector to what every part's server held.
+func (r *Replica) endScan() {
+	held := make(map[uint32]uint64)
+	for _, v := range r.scan.parts[0].vector {
+		held[v.Index] = v.Number
+	}
+	for _, s := range r.scan.parts[1:] {
+		next := make(map[uint32]uint64)
+		for _, v := range s.vector {
+			if n := min(held[v.Index], v.Number); n > 0 {
+				next[v.Index] = n
+			}
+		}
+		held = next
+	}
+	r.scan = nil
+	var raised []VectorEntry
+	for index := range uint32(len(r.reg.list)) {
+		o := r.reg.get(index)
+		if o == nil || held[index] <= o.applied || o.own {
+			continue
+		}
+		o.applied = held[index]
+		o.since = r.now
+		r.log.forget(o)
+		r.move(o)
+		raised = append(raised, VectorEntry{index, o.applied})
+	}
+	r.wakeClients()
+	r.keep(nil, nil, raised, true)
+}
+
+func (r *Replica) receiveScan(p *peer, f *reader) {
+	s := &serving{id: f.uint(), from: f.key(), to: f.key()}
+	if f.err != nil || r.cfg.Client {
+		return
+	}
+	if p.scan != nil { // it has given the earlier one up
+		p.scan = nil
+		r.serving--
+	}
+	accepted := r.serving < r.cfg.Scans
+	var vector []VectorEntry
+	p.say(func(w *writer) {
+		if accepted {
+			r.serving++
+			s.has = slices.Clone(p.applied)
+			if r.cfg.Mutant("scan-own-vector") {
+				s.has = nil
+			}
+			p.scan = s
+			p.scanSent, p.scanTaken = 0, 0
+			for _, o := range r.reg.list {
+				if o != nil && o.applied > at(s.has, o.Index) {
+					r.defineIn(w, p, o)
+					vector = append(vector, VectorEntry{o.Index, o.applied})
+				}
+			}
+		}
+		w.frame(frameScanBegin)
+		w.uint(s.id)
+		w.flag(accepted)
+		w.uint(uint64(len(vector)))
+		for _, v := range vector {
+			w.uint(uint64(v.Index))
+			w.uint(v.Number)
+		}
+		w.end()
+	})
+	r.wake(p)
+}
+
+func (r *Replica) receiveScanBegin(p *peer, f *reader) {
+	id, accepted := f.uint(), f.flag()
+	vector := []VectorEntry{}
+	// What both hold already is not in it.
+	listed := make(map[uint32]bool)
+	for range f.count(2) {
+		o := p.origin(r, f.uint())
+		n := f.limited(MaxNumber)
+		if o != nil {
+			vector = append(vector, VectorEntry{o.Index, n})
+			listed[o.Index] = true
+		}
+	}
+	s := p.part
+	if f.err != nil || s == nil || s.id != id {
+		return
+	}
+	if !accepted {
+		r.release(s)
+		s.notBefore = r.now.Mono + pullTimeout
+		p.busyUntil = r.now.Mono + 2*pullTimeout
+		return
+	}
+	for _, o := range r.reg.list {
+		if o != nil && !listed[o.Index] && o.applied > 0 {
+			vector = append(vector, VectorEntry{o.Index, o.applied})
+		}
+	}
+	s.begun, s.vector = true, vector
+	p.gotScan, p.saidScan = 0, 0
+}
+
+// receiveScanned merges records of a scan. The vector stays where it is.
+func (r *Replica) receiveScanned(p *peer, f *reader) error {
+	id := f.uint()
+	const size = RecordSize + 8
+	b := f.take(len(f.b))
+	if f.err != nil || len(b)%size != 0 {
+		return fmt.Errorf("%w: scanned records", ErrProtocol)
+	}
+	s := p.part
+	if s == nil || s.id != id {
+		return nil
+	}
+	p.gotScan += uint64(len(b) / size)
+	last, err := r.mergeAll(p, b)
+	if err != nil {
+		// The scan cannot end without it: the part goes back, and is tried again later.
+		r.release(s)
+		s.notBefore = r.now.Mono + refusedRetry
+		return nil
+	}
+	if last != nil {
+		if next, ok := last.Key().next(); ok {
+			s.from = next
+		}
+	}
+	if p.gotScan >= p.saidScan+scanWindow/4 {
+		p.saidScan = p.gotScan
+		p.say(func(w *writer) {
+			w.frame(frameWindow)
+			w.uint(p.gotScan)
+			w.end()
+		})
+		r.wake(p)
+	}
+	return nil
+}
+
+// mergeAll merges records with dots and returns the last one.
+func (r *Replica) mergeAll(p *peer, b []byte) (last *Record, err error) {
+	const size = RecordSize + 8
+	var records []Record
+	var dots []Dot
+	for ; len(b) > 0; b = b[size:] {
+		rec := (*Record)(b)
+		theirs := dotOf(b[RecordSize:])
+		var d Dot // of an origin that has been forgotten: its content still counts
+		if o := p.origin(r, uint64(theirs.Index())); o != nil && theirs.Index() != 0 {
+			d = MakeDot(o.Index, theirs.Number())
+			o.latest = max(o.latest, r.cfg.Deadline(rec))
+		}
+		var m Merged
+		if m, err = r.store.Merge(rec, d, r.now, false); err != nil {
+			r.stats.Refused++
+			r.stats.LastRefused = err
+			break
+		}
+		if m.Changed {
+			records, dots = append(records, *rec), append(dots, d)
+		}
+		if m.Unnamed {
+			r.addUnnamed(rec)
+		}
+		last = rec
+		r.stats.Scanned++
+	}
+	r.stats.ScannedNew += uint64(len(records))
+	r.keep(records, dots, nil, false)
+	return last, err
+}
+
+func (r *Replica) receiveScanEnd(p *peer, f *reader) {
+	if s := p.part; s != nil && s.id == f.uint() && s.begun {
+		s.done, s.peer, p.part = true, nil, nil
+	}
+}
+
+// fillScan writes a piece of the scan that a peer is served, and reports whether there may be more now.
+func (r *Replica) fillScan(w *writer, p *peer) bool {
+	s := p.scan
+	if s == nil || p.scanSent >= p.scanTaken+scanWindow {
+		return false
+	}
+	var found []byte
+	n := 0
+	next, more := r.store.Scan(s.from, scanBudget, r.now, func(d Dot) bool {
+		o := r.reg.get(d.Index())
+		return o == nil || d.Number() > at(s.has, d.Index())
+	}, func(rec *Record, d Dot) bool {
+		if s.to.less(rec.Key()) {
+			return false
+		}
+		if o := r.reg.get(d.Index()); o != nil {
+			r.defineIn(w, p, o)
+		} else {
+			d = 0
+		}
+		r.fillDefinition(w, p, r.cfg.DefinitionID(rec))
+		found = putDot(append(found, rec[:]...), d)
+		n++
+		return n < scanMessage
+	})
+	for piece := range slices.Chunk(found, scanFrame*(RecordSize+8)) {
+		w.frame(frameScanned)
+		w.uint(s.id)
+		w.records(piece)
+		w.end()
+	}
+	p.scanSent += uint64(n)
+	r.stats.ScanSent += uint64(n)
+	s.from = next
+	if !more || s.to.less(next) {
+		w.frame(frameScanEnd)
+		w.uint(s.id)
+		w.end()
+		p.scan = nil
+		r.serving--
+		return false
+	}
+	return true
+}

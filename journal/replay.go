@@ -120,6 +120,11 @@ func (d directory) read(s source, recordSize int, buf *[]byte, fn func(off int64
 		return []Damage{{File: s.name, Bytes: s.length, Records: s.length / int64(recordSize), Reason: err.Error()}}, nil
 	}
 	defer file.Close()
+	return readFile(file, s, recordSize, buf, fn)
+}
+
+// readFile is read for a file that is open.
+func readFile(file File, s source, recordSize int, buf *[]byte, fn func(off int64, f frame) error) ([]Damage, error) {
 	sc := &scanner{file: file, limit: s.length, segment: s.id, recordSize: recordSize, buf: (*buf)[:0]}
 	gaps, err := sc.scan(fn)
 	*buf = sc.buf

@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/revokd/revokd/cmd/revokd/internal/bulk"
-	"github.com/revokd/revokd/internal/app/atomicfile"
+	"github.com/revokd/revokd/internal/atomicfile"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 )
 

@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/revokd/revokd/internal/app/atomicfile"
+	"github.com/revokd/revokd/internal/atomicfile"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/revocation"
 )

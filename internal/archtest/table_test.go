@@ -3,10 +3,9 @@ package archtest
 // imports has a row for each package: what it may import of this module, from the edges down. Tests may import anything.
 var imports = map[string]string{
 	// Edges
-	"cmd/revokd":               "cmd/revokd/internal/bulk internal/app internal/app/atomicfile proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
+	"cmd/revokd":               "cmd/revokd/internal/bulk internal/app internal/atomicfile proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
 	"cmd/revokd/internal/bulk": "proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
-	"internal/app":             "internal/api internal/app/atomicfile internal/devissuer node revocation token ttlstore",
-	"internal/app/atomicfile":  "",
+	"internal/app":             "internal/api internal/atomicfile internal/devissuer node revocation token ttlstore",
 	"internal/api":             "internal/devissuer journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
 	"internal/devissuer":       "token revocation",
 
@@ -22,8 +21,9 @@ var imports = map[string]string{
 	"cluster/replication": "",
 
 	// Mechanism: keys, bits, deadlines
-	"ttlstore": "bloom",
-	"bloom":    "",
+	"ttlstore":            "bloom",
+	"bloom":               "",
+	"internal/atomicfile": "",
 
 	// The public API, generated
 	"proto":                           "",

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/revokd/revokd/internal/app/atomicfile"
+	"github.com/revokd/revokd/internal/atomicfile"
 )
 
 func TestWriteAndCreate(t *testing.T) {

@@ -403,6 +403,17 @@ func (r *Replica) Vector() []VectorEntry {
 	return list
 }
 
+// DurableVector returns up to which number of each origin, by index, this replica holds everything durably.
+func (r *Replica) DurableVector() []uint64 {
+	list := make([]uint64, len(r.reg.list))
+	for i, o := range r.reg.list {
+		if o != nil {
+			list[i] = o.durable
+		}
+	}
+	return list
+}
+
 // Origins returns the origins that are known.
 func (r *Replica) Origins() []Origin {
 	var list []Origin

@@ -194,6 +194,14 @@ func (r *Replica) NewOrigin(id OriginID) (index uint32, err error) {
 	return o.Index, nil
 }
 
+// Seen tells the latest deadline of an origin's records that were on disk: after it, and a while, the origin is forgotten. It is for between
+// New and the first step.
+func (r *Replica) Seen(index uint32, second uint32) {
+	if o := r.reg.get(index); o != nil {
+		o.latest = max(o.latest, second)
+	}
+}
+
 // Step takes an event and returns what it asks for; the result is valid until the next step. now.Mono must not go back.
 func (r *Replica) Step(now Now, e Event) *Outputs {
 	r.out.reset()
@@ -585,6 +593,8 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 	var dots []Dot
 	direct := p.name == o.Node
 	taken := first - 1
+	var refused error
+	broken := false
 	for number := first; len(b) > 0; b, number = b[RecordSize:], number+1 {
 		rec := (*Record)(b)
 		if r.cfg.Mutant("skip-record") && number%1000 == 999 {
@@ -593,7 +603,10 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		}
 		m, err := r.store.Merge(rec, MakeDot(o.Index, number), r.now, direct)
 		if err != nil {
-			r.refuse(o, err)
+			if broken = errors.Is(err, ErrDefinition); !broken {
+				r.refuse(o, err)
+			}
+			refused = err
 			break
 		}
 		if m.Changed {
@@ -613,6 +626,9 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 	if gap && !r.cfg.Mutant("raise-early") {
 		r.heard(o, last)
 		r.keep(records, dots, nil, false)
+		if broken {
+			return refused
+		}
 		return nil
 	}
 	if taken >= first {
@@ -625,6 +641,9 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		r.wakeClients()
 	}
 	r.keep(records, dots, []VectorEntry{{o.Index, o.applied}}, false)
+	if broken {
+		return refused
+	}
 	return nil
 }
 

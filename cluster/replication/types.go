@@ -112,8 +112,6 @@ type Store interface {
 	Definition(id uint64) []byte
 	// Define makes a definition known.
 	Define(definition []byte, now Now) error
-	// Definitions lists the ids of all definitions.
-	Definitions() []uint64
 }
 
 // Errors that end a session; the host gets them in [Outputs.Close].
@@ -122,6 +120,8 @@ var (
 	ErrProtocol = errors.New("replication: malformed message")
 	// ErrIncompatible: the peer cannot be talked to: another key, another cluster, another format.
 	ErrIncompatible = errors.New("replication: incompatible peer")
+	// ErrDefinition: a store returns it from Merge when the definition that a record needs is not known. The session ends: the next one brings it.
+	ErrDefinition = errors.New("replication: the definition of a record is missing")
 	// ErrRefused: the peer sent a record that the store refused.
 	ErrRefused = errors.New("replication: a record was refused")
 )

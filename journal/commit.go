@@ -427,6 +427,9 @@ func (c *committer) sync(f File) error {
 		return nil
 	}
 	err := f.Sync()
+	if err != nil && c.j.cfg.mutant("retry-fsync") {
+		err = f.Sync()
+	}
 	if err != nil && c.j.cfg.mutant("ignore-fsync") {
 		return nil
 	}

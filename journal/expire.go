@@ -485,6 +485,9 @@ func (j *Journal) apply(c *change) error {
 		}
 		j.drop(c.upTo)
 	}}
+	if j.cfg.mutant("unlink-first") {
+		j.remove(c.remove)
+	}
 	err := j.commitControl(control)
 	if errors.Is(err, ErrFull) && len(c.made)+len(c.grown) == 0 {
 		if err = j.bury(c); err == nil {

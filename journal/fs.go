@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// FS is what the journal needs of a file system. A nil FS in a [Config] is the operating system's;
-// package journaltest has one that crashes and fails on request. Names are paths with slashes as given in
+// FS is what the journal needs of a file system. A nil FS in a [Config] is the operating system's.
+// Names are paths with slashes as given in
 // [Config.Dir]. Implementations must be safe for concurrent use; errors must match [fs.ErrNotExist] and
 // the [syscall.Errno] values where they apply.
 type FS interface {

@@ -91,18 +91,9 @@ func (c *Config) validate() error {
 		c.QueueBytes = 64 << 20
 	}
 	if c.mutant == nil {
-		c.mutant = runtimeMutant
+		c.mutant = faults.Mutant
 	}
 	return nil
-}
-
-// runtimeMutant asks for the bugs that a real process can be told to have.
-func runtimeMutant(name string) bool {
-	switch name {
-	case "ack-before-write", "no-fsync", "ignore-fsync", "replay-skip-last":
-		return faults.Mutant(name)
-	}
-	return false
 }
 
 // Journal is an open journal: see the package comment.
@@ -356,7 +347,7 @@ func (j *Journal) Replay(ctx context.Context, fn func(records []byte) error, pro
 	case m == nil:
 		return ReplayStats{}, ErrNotReplayed
 	}
-	r := &replay{ctx: ctx, dir: j.dir, image: m, fn: fn, report: progress, skipLast: j.cfg.mutant("replay-skip-last")}
+	r := &replay{ctx: ctx, dir: j.dir, image: m, fn: fn, report: progress, skipLast: j.cfg.mutant("replay-skip-last"), skipDamage: j.cfg.mutant("skip-damage")}
 	stats, err := r.run()
 	if err != nil {
 		return stats, fmt.Errorf("replay the journal: %w", err)

@@ -57,8 +57,14 @@ var mutants = map[string]string{
 	"no-dir-fsync":     "the journal does not fsync its directory",
 	"ignore-fsync":     "a failed fsync is ignored",
 	"replay-skip-last": "the last record of the journal is not read back",
+	"retry-fsync":      "a failed fsync is tried again, and believed",
+	"skip-damage":      "damage in the middle of a file is skipped in silence",
+	"unlink-first":     "files are removed before the log says that they do not count",
 	"wall-clock":       "records expire by the wall clock",
 }
+
+// Known reports whether a mutant of that name can be asked for.
+func Known(mutant string) bool { return mutants[mutant] != "" }
 
 // Settings is the content of a control file. The zero Settings asks for no fault.
 type Settings struct {

@@ -326,8 +326,9 @@ func (c *committer) heal() {
 	}
 }
 
-// begin makes a new segment: file, head, fsync, and fsync of the directory. Until it has succeeded nothing is
-// written anywhere. A failure for want of space may be tried again, any other is final.
+// begin makes a new segment: file, head, fsync, its name, and fsync of the directory. A segment thus never has a
+// torn head, and one without a head is damage. Until it has succeeded nothing is written anywhere. A failure
+// for want of space may be tried again, any other is final.
 func (c *committer) begin() error {
 	j := c.j
 	seq := j.newID()
@@ -339,9 +340,13 @@ func (c *committer) begin() error {
 	}
 	j.mu.Unlock() // only this goroutine changes the metadata
 	began := time.Now()
-	file, err := createSegment(j.dir, s.name(), seq, h, &c.builder)
+	temp := s.name() + tempSuffix
+	file, err := createSegment(j.dir, temp, seq, h, &c.builder)
 	if err == nil {
 		if err = c.sync(file); err == nil {
+			err = j.dir.fs.Rename(j.dir.path(temp), j.dir.path(s.name()))
+		}
+		if err == nil {
 			err = c.syncDir(j.dir.path(walDir))
 		}
 		if err != nil {
@@ -350,6 +355,7 @@ func (c *committer) begin() error {
 	}
 	if err != nil {
 		// Its head may be found by the next start, which then goes on behind it: nothing was acknowledged meanwhile.
+		_ = j.dir.fs.Remove(j.dir.path(temp))
 		_ = j.dir.fs.Remove(j.dir.path(s.name()))
 		err = diskError("begin a segment", err)
 		c.tried = time.Now()

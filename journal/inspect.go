@@ -2,7 +2,6 @@ package journal
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -20,7 +19,6 @@ type image struct {
 	next     prev   // what the next head says: how far the log is known to be durable
 	tail     []byte // records of the frame behind that, which was read but perhaps never synced
 	cut      gap    // torn tail of the last segment
-	headMeta int    // the size of the metadata before the last frame or after it, whichever is larger
 	void     bool   // the last segment holds nothing but what the next head repeats
 }
 
@@ -57,62 +55,23 @@ func (d directory) inspect(f format) (*image, error) {
 	return m, nil
 }
 
-// tornHead is the reading of a segment without a valid frame.
-type tornHead struct {
-	segment segment
-	size    int64
-}
-
-// findLast finds the segment in which the log ends. A segment without any valid frame is one whose head was being
-// written when the process ended, if it is no larger than such a head can be; the log then ends in the one before.
+// findLast reads the segment in which the log ends, the one with the largest number.
 func (m *image) findLast(d directory) error {
-	var torn []tornHead
-	for _, seq := range slices.Backward(m.listing.wal) {
-		s := segment{seq: seq}
-		size, damage, err := m.readLast(d, s)
-		if err != nil {
-			return err
-		}
-		if damage != nil {
-			return &DamageError{[]Damage{*damage}}
-		}
-		if m.segments == nil {
-			torn = append(torn, tornHead{s, size})
-			continue
-		}
-		for _, t := range torn {
-			if limit := m.headLimit(); t.size > limit {
-				return &DamageError{[]Damage{{
-					File: t.segment.name(), Bytes: t.size, Records: t.size / int64(m.format.recordSize),
-					Reason: fmt.Sprintf("no frame can be read, and a head that was torn has at most %d bytes", limit),
-				}}}
-			}
-		}
-		return nil
+	if len(m.listing.wal) == 0 {
+		return &DamageError{[]Damage{{File: walDir, Reason: "there are no segments"}}}
 	}
-	return &DamageError{[]Damage{{File: walDir, Reason: "no segment has a readable head"}}}
-}
-
-// headLimit bounds the head of a segment that follows: the metadata, before or after a last commit that failed, and
-// the records of the last frame.
-func (m *image) headLimit() int64 {
-	const own = 3*entryHeader + len(keyPrev) + len(keyFormat) + len(keyFiles) + 64 + frameAlign
-	return int64(headerSize + own + m.headMeta + len(m.tail))
-}
-
-// readLast reads a segment as the last one. Without any valid frame it leaves m as it was.
-func (m *image) readLast(d directory, s segment) (size int64, damage *Damage, err error) {
+	s := segment{seq: m.listing.wal[len(m.listing.wal)-1]}
 	file, err := d.fs.Open(d.path(s.name()), false)
 	if err != nil {
-		return 0, nil, err
+		return err
 	}
 	defer file.Close()
-	if size, err = file.Size(); err != nil {
-		return 0, nil, err
+	size, err := file.Size()
+	if err != nil {
+		return err
 	}
 	var (
 		meta   metadata
-		before int // its size before the last frame
 		origin prev
 		good   = true
 		last   struct {
@@ -126,7 +85,6 @@ func (m *image) readLast(d directory, s segment) (size int64, damage *Damage, er
 		if (f.typ == frameHead) != (off == 0) || f.typ != frameHead && f.typ != frameData && f.typ != frameEnd || last.typ == frameEnd {
 			good = false
 		}
-		before = meta.size
 		for _, e := range f.meta() {
 			switch e.Key {
 			case keyPrev:
@@ -148,19 +106,19 @@ func (m *image) readLast(d directory, s segment) (size int64, damage *Damage, er
 	var cut gap
 	for _, g := range gaps {
 		if g.err != nil || !g.tail {
-			return 0, damageOf(s.name(), g, m.format.recordSize), nil
+			return &DamageError{[]Damage{*damageOf(s.name(), g, m.format.recordSize)}}
 		}
 		cut = g
 	}
 	switch {
 	case s.end == 0:
-		return size, nil, nil
+		return &DamageError{[]Damage{*damageOf(s.name(), gap{bytes: size}, m.format.recordSize)}}
 	case !good:
-		return 0, &Damage{File: s.name(), Bytes: size, Reason: "its frames do not belong together"}, nil
+		return &DamageError{[]Damage{{File: s.name(), Bytes: size, Reason: "its frames do not belong together"}}}
 	case last.typ == frameEnd && cut.bytes > 0:
-		return 0, damageOf(s.name(), cut, m.format.recordSize), nil
+		return &DamageError{[]Damage{*damageOf(s.name(), cut, m.format.recordSize)}}
 	}
-	m.meta, m.headMeta, m.cut = meta, max(before, meta.size), cut
+	m.meta, m.cut = meta, cut
 	switch last.typ {
 	case frameHead: // nothing follows it: the next head says the same
 		m.next, m.tail, m.void = origin, last.records, true
@@ -170,7 +128,7 @@ func (m *image) readLast(d directory, s segment) (size int64, damage *Damage, er
 		m.next, m.tail = prev{s.seq, last.offset}, last.records
 	}
 	m.segments = []segment{s}
-	return size, nil, nil
+	return nil
 }
 
 // walk follows the heads from the last segment back to the first that counts.

@@ -353,6 +353,9 @@ func (d directory) list() (listing, error) {
 				}
 			case strings.HasSuffix(name, tempSuffix):
 				l.other = append(l.other, path.Join(sub, name))
+				if seq, ok := parseWalName(strings.TrimSuffix(name, tempSuffix)); ok {
+					l.maxID = max(l.maxID, seq)
+				}
 				continue
 			default:
 				continue // not ours

@@ -21,6 +21,7 @@ import (
 type BackupInfo struct {
 	RecordSize int
 	KeyID      uint64
+	Keys       []string // of its metadata, in order
 	Records    int64
 	Bytes      int64
 }
@@ -151,7 +152,8 @@ func newBackupWriter(w io.Writer, f format, meta metadata) (*backupWriter, error
 	b.builder.recordSize = f.recordSize
 	b.builder.begin(frameBackup, b.id)
 	b.builder.addEntry(keyFormat, b.format.marshal())
-	for _, key := range meta.keys() {
+	b.info.Keys = meta.keys()
+	for _, key := range b.info.Keys {
 		b.builder.addEntry(key, meta.entries[key])
 	}
 	return b, b.put()
@@ -240,6 +242,7 @@ func ReadBackup(r io.Reader, to BackupReader) (BackupInfo, error) {
 			return b.info, b.damaged(errors.New("its metadata is out of order"))
 		}
 		meta[i].Value = bytes.Clone(e.Value)
+		b.info.Keys = append(b.info.Keys, e.Key)
 	}
 	b.info.RecordSize, b.info.KeyID = v.recordSize, v.keyID
 	if to.Begin != nil {

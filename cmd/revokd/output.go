@@ -69,6 +69,16 @@ func (c *cli) printJSON(v any) error {
 	return c.write(append(b, '\n'))
 }
 
+// printValue is print for what is no message of the API.
+func (c *cli) printValue(v any, text func(w io.Writer)) error {
+	if c.output == "json" {
+		return c.printJSON(v)
+	}
+	var out bytes.Buffer
+	text(&out)
+	return c.write(out.Bytes())
+}
+
 func (c *cli) write(b []byte) error {
 	if _, err := c.stdout.Write(b); err != nil {
 		return fmt.Errorf("write the answer: %w", err)

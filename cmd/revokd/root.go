@@ -99,7 +99,8 @@ func (c *cli) root() *cobra.Command {
 		Long: `revokd holds every live revocation in memory, keeps them on disk and forgets each by itself once no
 token it names can still be alive.
 
-"revokd agent" runs a node. Every other command talks to one: --addr or REVOKD_ADDR names it.
+"revokd agent" runs a node. "revokd journal" and "revokd restore" work on the data of one; every other command talks to one:
+--addr or REVOKD_ADDR names it.
 
 Exit codes: 0 done, or the token is active; 1 error; 2 wrong usage; 3 the token is revoked; 4 unknown.`,
 		Example: `  revokd agent --dev
@@ -122,6 +123,7 @@ Exit codes: 0 done, or the token is active; 1 error; 2 wrong usage; 3 the token 
 		c.revokeCommand(), c.blockCommand(), c.unblockCommand(),
 		c.checkCommand(), c.explainCommand(),
 		c.statusCommand(), c.healthCommand(),
+		c.backupCommand(), c.restoreCommand(), c.journalCommand(),
 		c.devCommand(),
 		c.versionCommand(),
 	)

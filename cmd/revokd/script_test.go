@@ -44,6 +44,7 @@ const patience = 20 * time.Second
 //	http METHOD path [body] prints status and body of the answer
 //	write FILE line...      writes a file, variables expanded
 //	listen NAME             occupies a port and sets a variable to it
+//	damage PATTERN N        flips a bit in frame N, from the end if negative, of the first file that matches
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
@@ -60,7 +61,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"agent": cmdAgent, "terminate": cmdTerminate, "crash": cmdCrash, "log": cmdLog, "exits": cmdExits, "token": cmdToken, "login": cmdLogin,
 			"claim": cmdClaim, "active": cmdVerdict(exitOK), "revoked": cmdVerdict(exitRevoked), "unknown": cmdVerdict(exitUnknown),
-			"http": cmdHTTP, "write": cmdWrite, "listen": cmdListen,
+			"http": cmdHTTP, "write": cmdWrite, "listen": cmdListen, "damage": cmdDamage,
 		},
 	})
 }
@@ -236,4 +237,34 @@ func cmdListen(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Defer(func() { ln.Close() })
 	ts.Setenv(args[0], strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
+}
+
+func cmdDamage(ts *testscript.TestScript, _ bool, args []string) {
+	names, err := filepath.Glob(ts.MkAbs(args[0]))
+	ts.Check(err)
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	if len(names) == 0 {
+		ts.Fatalf("nothing matches %s", args[0])
+	}
+	b, err := os.ReadFile(names[0])
+	ts.Check(err)
+	const header = 32
+	frames := []int{}
+	for at := 0; ; {
+		next := bytes.Index(b[at:], []byte{0x7f, 0xab, 0x46, '\n'})
+		if next < 0 {
+			break
+		}
+		frames = append(frames, at+next)
+		at += next + 1
+	}
+	if n < 0 {
+		n += len(frames)
+	}
+	if n < 0 || n >= len(frames) {
+		ts.Fatalf("there are %d frames", len(frames))
+	}
+	b[frames[n]+header] ^= 1
+	ts.Check(os.WriteFile(names[0], b, 0o600))
 }

@@ -14,6 +14,7 @@
 //	GET  /healthz    the process is alive
 //	GET  /readyz     200, or 503 with what the node waits for
 //	GET  /metrics    Prometheus
+//	POST /backup     the journal as one file with checksums
 //	GET  /.well-known/jwks.json            only with Config.Dev
 //
 // # What it promises

@@ -26,6 +26,7 @@ Revoke a token, then check it:
   GET  /healthz   the process is alive
   GET  /readyz    the node is ready, or what it waits for
   GET  /metrics   Prometheus
+  POST /backup    everything that is durable, as one file
 `, r.Host)
 	if s.cfg.Dev != nil {
 		fmt.Fprintf(w, `

@@ -108,6 +108,7 @@ type Server struct {
 	hosts   map[string]bool
 
 	streams  chan struct{} // a place for each RevokeStream
+	backups  chan struct{} // a place for one backup
 	pending  atomic.Int64  // bytes of requests that are being worked on
 	stopping chan struct{} // closed when the context of Serve has ended
 
@@ -123,7 +124,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger.Named("api"), node: cfg.Node, mux: http.NewServeMux(), refuser: connect.NewErrorWriter(),
-		hosts: map[string]bool{"localhost": true}, streams: make(chan struct{}, cfg.Limits.Streams), stopping: make(chan struct{}),
+		hosts: map[string]bool{"localhost": true}, streams: make(chan struct{}, cfg.Limits.Streams),
+		backups: make(chan struct{}, 1), stopping: make(chan struct{}),
 	}
 	for _, h := range cfg.Hosts {
 		s.hosts[strings.ToLower(h)] = true
@@ -164,6 +166,7 @@ func (s *Server) route() {
 	s.mux.HandleFunc("GET /healthz", s.healthz)
 	s.mux.HandleFunc("GET /readyz", s.readyz)
 	s.mux.Handle("GET /metrics", s.metrics.handler())
+	s.mux.HandleFunc("POST "+backupPath, s.backup)
 }
 
 // Serve answers on a listener until ctx ends: then it stops accepting and tells streams to end, gives calls the time

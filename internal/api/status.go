@@ -29,6 +29,7 @@ var (
 	errOverload   = errors.New("too many bytes of requests")
 	errStreams    = errors.New("too many streams")
 	errIdle       = errors.New("stream is idle")
+	errBackups    = errors.New("a backup is being made")
 	errStopping   = errors.New("server stops")
 	errPanic      = errors.New("handler panicked")
 )
@@ -69,6 +70,7 @@ var outcomes = []struct {
 	{node.ErrNotReady, outcome{code: connect.CodeUnavailable, kind: "not_ready", message: "the node is not ready", retry: 1}},
 	{node.ErrClock, outcome{code: connect.CodeUnavailable, kind: "clock", limit: "state issued_before and expires_at, or wait", message: "the node's wall clock cannot be believed and the request needs it", retry: 5}},
 	{node.ErrBusy, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many writes are waiting", retry: 1}},
+	{node.ErrNoJournal, outcome{code: connect.CodeFailedPrecondition, kind: "not_allowed", limit: "durability disk", message: "the node has no journal: there is nothing to back up"}},
 	{node.ErrTooMany, outcome{code: connect.CodeInvalidArgument, kind: "out_of_range", field: "items", limit: "1 to 1000", message: "1 to 1000 items in one message"}},
 	{node.ErrIdempotencyConflict, outcome{code: connect.CodeAlreadyExists, kind: "conflict", field: "options.idempotency_key", message: "the idempotency key was used for another request"}},
 	{journal.ErrFull, outcome{code: connect.CodeResourceExhausted, kind: "disk_full", message: "the disk is full; checks go on", retry: 30}},
@@ -83,6 +85,7 @@ var outcomes = []struct {
 	{errBody, outcome{code: connect.CodeCanceled, kind: "canceled", field: "body", message: "the request could not be read to its end"}},
 	{errOverload, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many requests at once", retry: 1}},
 	{errStreams, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many streams at once", retry: 5}},
+	{errBackups, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "another backup is being made", retry: 5}},
 	{errIdle, outcome{code: connect.CodeDeadlineExceeded, kind: "timeout", message: "no message came for too long; resume at acknowledged"}},
 	{errStopping, outcome{code: connect.CodeUnavailable, kind: "not_ready", message: "the node is stopping; resume at acknowledged on another", retry: 1}},
 

@@ -49,8 +49,8 @@ var reachable = map[string]error{
 	"token.ErrKeysUnavailable":     token.ErrKeysUnavailable,
 	"revocation.ErrDuplicateClaim": revocation.ErrDuplicateClaim, "revocation.ErrFull": revocation.ErrFull, "revocation.ErrShapes": revocation.ErrShapes,
 	"node.ErrNotReady": node.ErrNotReady, "node.ErrClock": node.ErrClock, "node.ErrTooMany": node.ErrTooMany, "node.ErrBusy": node.ErrBusy,
-	"node.ErrIdempotencyConflict": node.ErrIdempotencyConflict,
-	"journal.ErrDisk":             journal.ErrDisk, "journal.ErrFull": journal.ErrFull,
+	"node.ErrIdempotencyConflict": node.ErrIdempotencyConflict, "node.ErrNoJournal": node.ErrNoJournal,
+	"journal.ErrDisk": journal.ErrDisk, "journal.ErrFull": journal.ErrFull,
 }
 
 // Every sentinel of the packages below has a code, or a reason why it needs none: whoever adds one is reminded here.

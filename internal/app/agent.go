@@ -59,6 +59,8 @@ const (
 // validName: a node's name is a directory.
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
+var errBadName = errors.New("--node-name: malformed: 1 to 64 letters, digits, dots, dashes and underscores, the first a letter or digit")
+
 func (c *AgentConfig) validate() error {
 	if c.APIAddr == "" {
 		c.APIAddr = DefaultAPIAddr
@@ -84,7 +86,7 @@ func (c *AgentConfig) validate() error {
 	}
 	switch {
 	case !validName.MatchString(c.NodeName):
-		return errors.New("--node-name: malformed: 1 to 64 letters, digits, dots, dashes and underscores, the first a letter or digit")
+		return errBadName
 	case c.DataDir == "":
 		return errors.New("--data-dir: missing")
 	case c.Durability != "" && c.Durability != durabilityDisk && c.Durability != durabilityMemory:
@@ -135,7 +137,7 @@ func Agent(ctx context.Context, cfg AgentConfig) (err error) {
 		cfg.Logger.Warn("revocations are gone when this process ends: it was started with --durability=memory")
 	}
 	a.banner(cfg.Stdout)
-	return a.run(ctx)
+	return a.waysOut(a.run(ctx))
 }
 
 func (a *agent) assemble() error {
@@ -162,7 +164,7 @@ func (a *agent) assemble() error {
 		Logger: a.cfg.Logger,
 	})
 	if err != nil {
-		return fmt.Errorf("node %s: %w", a.cfg.NodeName, err)
+		return fmt.Errorf("node %s: %w", a.cfg.NodeName, a.waysOut(err))
 	}
 	a.server, err = api.New(api.Config{Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger})
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package atomicfile writes small files so that a crash leaves the old content or the new, never a part.
+// Package atomicfile writes files so that a crash leaves the old content or the new, never a part.
 //
 // The sequence is: temporary file in the same directory (mode 0600), write, fsync, rename or link, fsync of the
 // directory. When a function returns nil the new content survives a power loss. Functions may be called concurrently;
@@ -8,21 +8,34 @@ package atomicfile
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 )
 
 // Write replaces the content of a file, or creates it.
 func Write(path string, content []byte) error {
-	return place(path, content, os.Rename)
+	return place(path, whole(content), os.Rename)
 }
 
 // Create is Write for a file that must not exist: the error then matches [os.ErrExist] and the file is as it was.
 func Create(path string, content []byte) error {
-	return place(path, content, os.Link)
+	return place(path, whole(content), os.Link)
 }
 
-func place(path string, content []byte, put func(from, to string) error) (err error) {
+// CreateFrom is Create for content that is too large for memory. The error of write is returned as it is; then there is no file.
+func CreateFrom(path string, write func(io.Writer) error) error {
+	return place(path, write, os.Link)
+}
+
+func whole(content []byte) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := w.Write(content)
+		return err
+	}
+}
+
+func place(path string, write func(io.Writer) error, put func(from, to string) error) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*.tmp") // mode 0600
 	if err != nil {
@@ -34,11 +47,11 @@ func place(path string, content []byte, put func(from, to string) error) (err er
 			err = errors.Join(err, rmErr)
 		}
 	}()
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
+	if err := write(f); err != nil {
+		f.Close()
+		return err
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err = errors.Join(f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	if err := put(f.Name(), path); err != nil {

@@ -3,6 +3,7 @@ package atomicfile_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -57,4 +58,37 @@ func Example() {
 	b, err := os.ReadFile(path)
 	fmt.Println(string(b), err)
 	// Output: {"line":7} <nil>
+}
+
+func TestCreateFrom(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	failed := errors.New("failed")
+	err := atomicfile.CreateFrom(path, func(w io.Writer) error {
+		if _, err := io.WriteString(w, "a part"); err != nil {
+			return err
+		}
+		return failed
+	})
+	if !errors.Is(err, failed) {
+		t.Errorf("%v", err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+	write := func(text string) error {
+		return atomicfile.CreateFrom(path, func(w io.Writer) error {
+			_, err := io.WriteString(w, text)
+			return err
+		})
+	}
+	if err := write("first"); err != nil {
+		t.Fatal(err)
+	}
+	if err := write("second"); !errors.Is(err, os.ErrExist) {
+		t.Errorf("%v", err)
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != "first" {
+		t.Errorf("%q, %v", b, err)
+	}
 }

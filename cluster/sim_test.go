@@ -1,0 +1,320 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// sim is a cluster in virtual time.
+type sim struct {
+	t     *testing.T
+	net   *memNet
+	clock bubbleClock
+	key   []byte
+	nodes []*simNode
+}
+
+type simNode struct {
+	*Members
+	addr string
+	stop context.CancelFunc
+	done chan error
+}
+
+// inBubble runs test in virtual time, ends all its nodes and lets memberlist's timers run out.
+func inBubble(t *testing.T, test func(*testing.T, *sim)) {
+	skipRace(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t: t, net: newMemNet(time.Millisecond), clock: bubbleClock{time.Now()}, key: make([]byte, 32)}
+		defer func() {
+			for _, n := range s.nodes {
+				n.stop()
+			}
+			for _, n := range s.nodes {
+				<-n.done
+			}
+			time.Sleep(3 * time.Minute)
+			synctest.Wait()
+		}()
+		test(t, s)
+		if n := s.net.unplanned.Load(); n != 0 {
+			t.Errorf("the simulated network dropped %d packets or streams that it should not", n)
+		}
+	})
+}
+
+func simAddr(i int) string { return fmt.Sprintf("10.0.%d.%d:7956", i/200, 1+i%200) }
+
+func (s *sim) start(name, addr string, seeds []string, change ...func(*Config)) *simNode {
+	s.t.Helper()
+	cfg := Config{
+		Name: name, Bind: addr, Transport: s.net.listen(addr), Seeds: seeds, Keys: [][]byte{s.key}, Label: "test", Clock: s.clock,
+		Meta: func() Meta { return Meta{State: Ready} },
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	m, err := New(cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(s.t.Context())
+	n := &simNode{Members: m, addr: addr, stop: stop, done: make(chan error, 1)}
+	go func() { n.done <- m.Run(ctx) }()
+	<-m.Started()
+	s.nodes = append(s.nodes, n)
+	return n
+}
+
+// kill makes a node vanish without a word.
+func (s *sim) kill(n *simNode) {
+	s.net.mu.Lock()
+	s.net.nodes[n.addr].down.Store(true)
+	delete(s.net.nodes, n.addr)
+	s.net.mu.Unlock()
+	n.stop()
+	<-n.done
+	n.done <- nil
+}
+
+// cluster starts n nodes whose seeds are the first few.
+func (s *sim) cluster(n int) []*simNode {
+	var seeds []string
+	for i := range min(n, 3) {
+		seeds = append(seeds, simAddr(i))
+	}
+	for i := range n {
+		s.start(fmt.Sprintf("n%d", i), simAddr(i), seeds)
+	}
+	s.within(30*time.Second, "all members at the start", func() string { return complete(s.nodes) })
+	return s.nodes
+}
+
+// within waits until wrong returns nothing.
+func (s *sim) within(limit time.Duration, what string, wrong func() string) time.Duration {
+	s.t.Helper()
+	began := time.Now()
+	for {
+		problem := wrong()
+		if problem == "" {
+			return time.Since(began)
+		}
+		if time.Since(began) > limit {
+			s.t.Fatalf("%s: not within %v: %s", what, limit, problem)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// complete says who does not know whom, among nodes.
+func complete(nodes []*simNode) string {
+	for _, n := range nodes {
+		for _, other := range nodes {
+			if got := status(n.Members, other.cfg.Name); got != Alive {
+				return fmt.Sprintf("for %s, %s is %v", n.cfg.Name, other.cfg.Name, got)
+			}
+		}
+	}
+	return ""
+}
+
+func status(m *Members, name string) Status {
+	for _, member := range m.Members() {
+		if member.Name == name {
+			return member.Status
+		}
+	}
+	return 0
+}
+
+// Reference P3: memberlist alone never heals this.
+func TestPartitionOfHalvesHealsWithinTenSeconds(t *testing.T) {
+	for _, cut := range []time.Duration{5 * time.Second, 20 * time.Second, 60 * time.Second, 5 * time.Minute} {
+		for _, size := range []int{4, 9} {
+			t.Run(fmt.Sprintf("%d nodes, %v", size, cut), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, s *sim) {
+					nodes := s.cluster(size)
+					left := map[string]bool{}
+					for _, n := range nodes[:size/2] {
+						left[n.addr] = true
+					}
+					time.Sleep(3 * time.Second) // every node has remembered its peers
+					s.net.setCut(func(from, to string) bool { return left[from] != left[to] })
+					time.Sleep(cut)
+					if cut >= 20*time.Second {
+						if got := status(nodes[0].Members, nodes[size-1].cfg.Name); got != Dead {
+							t.Errorf("beyond the partition a node is %v, want dead", got)
+						}
+					}
+					s.net.setCut(func(string, string) bool { return false })
+					took := s.within(10*time.Second, "all members after healing", func() string { return complete(nodes) })
+					t.Logf("healed after %v", took)
+				})
+			})
+		}
+	}
+}
+
+// One node cut off from all, and a way that is cut in one direction.
+func TestIsolatedAndOneWay(t *testing.T) {
+	for name, cut := range map[string]func(from, to string) bool{
+		"isolated":     func(from, to string) bool { return from == simAddr(4) || to == simAddr(4) },
+		"hears nobody": func(_, to string) bool { return to == simAddr(4) },
+		"is not heard": func(from, _ string) bool { return from == simAddr(4) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, s *sim) {
+				nodes := s.cluster(5)
+				s.net.setCut(cut)
+				time.Sleep(time.Minute)
+				s.net.setCut(func(string, string) bool { return false })
+				s.within(10*time.Second, "all members", func() string { return complete(nodes) })
+			})
+		})
+	}
+}
+
+// Seeds that are down for long are still asked, and remembered peers are too: these nodes have no seeds.
+func TestRejoinNeverGivesUp(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		first := s.start("a", simAddr(0), []string{simAddr(1)})
+		time.Sleep(2 * time.Hour)
+		s.start("b", simAddr(1), nil)
+		s.within(10*time.Second, "found two hours later", func() string { return complete(s.nodes) })
+		if st := first.Stats(); st.Rounds < 1000 || st.JoinsFailed == 0 {
+			t.Errorf("rounds %d, failed joins %d", st.Rounds, st.JoinsFailed)
+		}
+	})
+}
+
+func TestRememberedPeersServeAsSeedsAfterARestart(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		file := filepath.Join(t.TempDir(), "peers")
+		keep := func(c *Config) { c.PeersFile = file }
+		s.start("a", simAddr(0), nil)
+		b := s.start("b", simAddr(1), []string{simAddr(0)}, keep)
+		s.within(10*time.Second, "joined", func() string { return complete(s.nodes) })
+		time.Sleep(5 * time.Second)
+		s.kill(b)
+		time.Sleep(5 * time.Minute)
+		s.nodes = s.nodes[:1]
+		s.start("b", simAddr(1), nil, keep)
+		s.within(10*time.Second, "joined again without seeds", func() string { return complete(s.nodes) })
+	})
+}
+
+// Reference P9: the address of a name may change, after a crash and after a good-bye.
+func TestSameNameOnANewAddress(t *testing.T) {
+	for name, leave := range map[string]bool{"crashed": false, "left": true} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, s *sim) {
+				nodes := s.cluster(4)
+				old := nodes[3]
+				if leave {
+					if err := old.Leave(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					s.kill(old)
+				}
+				s.nodes = append(s.nodes[:3:3], s.start("n3", simAddr(77), []string{simAddr(0)}))
+				s.within(30*time.Second, "known at its new address", func() string {
+					for _, n := range s.nodes {
+						for _, m := range n.Members.Members() {
+							if m.Name == "n3" && m.Addr != netip.MustParseAddrPort(simAddr(77)) {
+								return fmt.Sprintf("%s has it at %v", n.cfg.Name, m.Addr)
+							}
+						}
+					}
+					return complete(s.nodes)
+				})
+			})
+		})
+	}
+}
+
+// Two nodes with one name: the first stays, and both can see that something is wrong.
+func TestTwoNodesWithOneName(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		nodes := s.cluster(3)
+		twin := s.start("n2", simAddr(50), []string{simAddr(0)})
+		time.Sleep(30 * time.Second)
+		if got := complete(nodes); got != "" {
+			t.Error(got)
+		}
+		for _, m := range nodes[0].Members.Members() {
+			if m.Name == "n2" && m.Addr.String() != simAddr(2) {
+				t.Errorf("the name has gone to %v", m.Addr)
+			}
+		}
+		if nodes[0].Stats().Conflicts == 0 || twin.Stats().Conflicts == 0 {
+			t.Error("no conflict is counted")
+		}
+	})
+}
+
+// Reference P8: nodes that are refused because too many join at once come in later.
+func TestJoinStormAtOneSeed(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		seed := s.start("seed", simAddr(0), nil, func(c *Config) { c.maxStreams = 1 })
+		for i := 1; i < 40; i++ {
+			s.start(fmt.Sprintf("n%d", i), simAddr(i), []string{simAddr(0)})
+		}
+		s.within(time.Minute, "all are in", func() string { return complete(s.nodes) })
+		if seed.Stats().RefusedStreams == 0 {
+			t.Error("no stream was refused: the test tests nothing")
+		}
+	})
+}
+
+func TestSuspectIsReportedAndClears(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		nodes := s.cluster(5)
+		s.net.setCut(func(from, to string) bool { return from == simAddr(4) || to == simAddr(4) })
+		s.within(10*time.Second, "suspected", func() string {
+			if got := status(nodes[0].Members, "n4"); got != Suspect {
+				return fmt.Sprintf("n4 is %v", got)
+			}
+			return ""
+		})
+		s.net.setCut(func(string, string) bool { return false })
+		s.within(10*time.Second, "cleared", func() string { return complete(nodes) })
+	})
+}
+
+func TestLeftAndDeadAreToldApart(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		nodes := s.cluster(4)
+		if err := nodes[2].Leave(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.kill(nodes[3])
+		s.within(30*time.Second, "known", func() string {
+			for _, n := range nodes[:2] {
+				if a, b := status(n.Members, "n2"), status(n.Members, "n3"); a != Left || b != Dead {
+					return fmt.Sprintf("who left is %v, who crashed is %v", a, b)
+				}
+			}
+			return ""
+		})
+	})
+}
+
+// A node that stands still for longer than it takes to be declared dead, and comes back.
+func TestTenMinutesAway(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		nodes := s.cluster(6)
+		away := func(from, to string) bool { return from == simAddr(1) || to == simAddr(1) }
+		for range 3 {
+			s.net.setCut(away)
+			time.Sleep(10 * time.Minute)
+			s.net.setCut(func(string, string) bool { return false })
+			s.within(10*time.Second, "back", func() string { return complete(nodes) })
+		}
+	})
+}

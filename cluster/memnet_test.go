@@ -129,7 +129,7 @@ func (t *memTransport) Shutdown() error                     { t.down.Store(true)
 // bubbleClock follows the virtual time of a test.
 type bubbleClock struct{ began time.Time }
 
-func (bubbleClock) Now() time.Time         { return time.Now() }
+func (bubbleClock) Now() time.Time        { return time.Now() }
 func (c bubbleClock) Mono() time.Duration { return time.Since(c.began) }
 
 // skipRace: Go 1.26 may crash on synctest under the race detector (go.dev/issue/76691, fixed in 1.27). The tests on real sockets run there.

@@ -18,6 +18,7 @@ var imports = map[string]string{
 
 	// Movement
 	"journal":             "internal/faults",
+	"cluster":             "internal/atomicfile internal/clock",
 	"cluster/replication": "",
 
 	// Mechanism: keys, bits, deadlines
@@ -39,7 +40,7 @@ var imports = map[string]string{
 }
 
 // wordless packages are mechanism: they could be used elsewhere, and the word token does not occur in them.
-var wordless = []string{"bloom", "ttlstore", "journal"}
+var wordless = []string{"bloom", "ttlstore", "journal", "cluster"}
 
 // clockReaders read the clock of the system, each for a reason. Everybody else is given the time.
 var clockReaders = map[string]string{

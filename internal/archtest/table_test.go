@@ -20,6 +20,7 @@ var imports = map[string]string{
 	"journal":             "internal/faults",
 	"cluster":             "internal/atomicfile internal/clock",
 	"cluster/replication": "",
+	"cluster/voters":      "",
 
 	// Mechanism: keys, bits, deadlines
 	"ttlstore":            "bloom",

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -153,11 +154,12 @@ type enumeration struct {
 	rng    *rand.Rand // of the history
 	dice   *rand.Rand // of the crashes
 	faults bool       // the file system fails now and then
+	beside bool       // batches are written while Expire works
 	fails  int        // how many
 	every  int        // looks at one in so many steps
 	deep   int        // crashes again during the recovery in one of so many
-	upTo   int        // steps; then the history ends
 
+	// The lock of fs guards these.
 	points, crashes int
 	found           error // the first violation
 	fault           func(op, name string) error
@@ -315,8 +317,9 @@ func (e *enumeration) batch() (*journal.Batch, *sent) {
 }
 
 // write appends a group of batches at once and waits for them.
-func (e *enumeration) write(j running, group int) (err error) {
+func (e *enumeration) write(j running, group int) error {
 	var wg sync.WaitGroup
+	var failed error
 	for range group {
 		b, s := e.batch()
 		wg.Add(1)
@@ -324,20 +327,20 @@ func (e *enumeration) write(j running, group int) (err error) {
 			e.memory.mu.Lock()
 			s.acked, s.failed = failure == nil, failure != nil
 			if failure != nil {
-				err = failure
+				failed = failure
 			}
 			e.memory.mu.Unlock()
 			wg.Done()
 		})
 		if refused != nil {
 			e.memory.mu.Lock()
-			s.failed, err = true, refused
+			s.failed, failed = true, refused
 			e.memory.mu.Unlock()
 			wg.Done()
 		}
 	}
 	wg.Wait()
-	return err
+	return failed
 }
 
 // history runs operations: batches alone and in groups, expiry, orderly ends, kills, and starts.
@@ -346,27 +349,32 @@ func (e *enumeration) history(operations int) {
 	if e.end(err); err != nil {
 		return
 	}
-	for done := 0; done < operations && e.found == nil; {
-		if e.faults && e.fault == nil && e.rng.IntN(12) == 0 {
+	for done := 0; done < operations && e.violation() == nil; {
+		if e.faults && e.rng.IntN(12) == 0 {
 			e.fail()
 		}
+		done++
 		switch dice := e.rng.IntN(100); {
 		case dice < 70:
 			err = e.write(j, 1)
-			done++
 		case dice < 85:
 			group := 2 + e.rng.IntN(6)
 			err = e.write(j, group)
-			done += group
+			done += group - 1
 		case dice < 97:
 			e.memory.mu.Lock()
 			e.memory.now += e.rng.Int64N(400)
 			now := e.memory.now
 			e.memory.mu.Unlock()
-			err = j.Expire(context.Background(), now)
-			done++
+			expired := make(chan error, 1)
+			go func() { expired <- j.Expire(context.Background(), now) }()
+			if !e.beside {
+				err = <-expired
+				break
+			}
+			err = e.write(j, 1+e.rng.IntN(4))
+			err = errors.Join(err, e.write(j, 1), <-expired)
 		default:
-			done++
 			err = nil
 			j = e.restart(j, dice == 97)
 		}
@@ -378,12 +386,12 @@ func (e *enumeration) history(operations int) {
 			break
 		}
 		// The cause goes away; if the journal does not go on by itself, a start must.
-		e.fault = nil
+		e.setFault(nil)
 		if j.Err() != nil && !errors.Is(j.Err(), journal.ErrFull) {
 			j = e.restart(j, e.rng.IntN(2) == 0)
 		}
 	}
-	e.fault = nil
+	e.setFault(nil)
 	if j.Journal != nil {
 		j.stop()
 		<-j.done
@@ -396,11 +404,11 @@ func (e *enumeration) history(operations int) {
 
 // restart ends a journal, in an orderly way or as a kill does, and starts it again.
 func (e *enumeration) restart(j running, kill bool) running {
-	e.fs.mu.Lock()
 	old := e.fs
+	old.mu.Lock()
 	if kill {
 		e.fs = old.killed()
-		e.fs.before, e.fs.lies, e.fs.ops = old.before, old.lies, old.ops
+		e.fs.before, e.fs.lies = old.before, old.lies
 		old.before = nil // it belongs to a process that is dead
 		e.cfg.FS = e.fs
 	}
@@ -410,7 +418,7 @@ func (e *enumeration) restart(j running, kill bool) running {
 	_ = j.Close()
 	j, err := e.start()
 	if err != nil && e.faults {
-		e.fault = nil
+		e.setFault(nil)
 		j, err = e.start()
 	}
 	e.end(err)
@@ -418,9 +426,23 @@ func (e *enumeration) restart(j running, kill bool) running {
 }
 
 func (e *enumeration) end(err error) {
-	if e.found == nil && err != nil {
+	e.fs.mu.Lock()
+	defer e.fs.mu.Unlock()
+	if e.found == nil {
 		e.found = err
 	}
+}
+
+func (e *enumeration) violation() error {
+	e.fs.mu.Lock()
+	defer e.fs.mu.Unlock()
+	return e.found
+}
+
+func (e *enumeration) setFault(fault func(op, name string) error) {
+	e.fs.mu.Lock()
+	defer e.fs.mu.Unlock()
+	e.fault = fault
 }
 
 // fail makes the file system fail at one of the next steps, once, or until the next failure of an operation.
@@ -428,7 +450,7 @@ func (e *enumeration) fail() {
 	after := e.rng.IntN(6)
 	errno := []error{syscall.EIO, syscall.ENOSPC}[e.rng.IntN(2)]
 	once := e.rng.IntN(2) == 0
-	e.fault = func(op, _ string) error {
+	e.setFault(func(op, _ string) error {
 		if after--; after >= 0 || op == "remove" && errno == syscall.ENOSPC || op == "truncate" && errno == syscall.ENOSPC {
 			return nil
 		}
@@ -437,7 +459,7 @@ func (e *enumeration) fail() {
 		}
 		e.fails++
 		return errno
-	}
+	})
 }
 
 // factor is how much more than by default is to be done.
@@ -457,13 +479,57 @@ func factor(t testing.TB) int {
 func TestCrashes(t *testing.T) {
 	for i := range 3 * factor(t) {
 		t.Run(fmt.Sprint("history", i), func(t *testing.T) {
+			t.Parallel()
 			e := newEnumeration(t, uint64(i))
-			e.faults = i%3 == 2
+			e.faults, e.beside, e.every = i%3 == 2, i%3 == 1, sparse
 			e.history(2000)
 			t.Logf("%d batches, %d records, %d steps, %d crashes, %d injected failures", len(e.memory.batches), len(e.memory.owner), e.points, e.crashes, e.fails)
-			if e.found != nil {
-				t.Fatal(e.found)
+			if err := e.violation(); err != nil {
+				t.Fatal(err)
+			}
+			// A run that did little proves little.
+			if e.points < 2000 || e.faults && e.fails < 50 {
+				t.Error("invalid run")
 			}
 		})
 	}
+}
+
+// TestCrashesFindMutants: the same enumeration finds each of these bugs, and each sync that is left out.
+func TestCrashesFindMutants(t *testing.T) {
+	for _, name := range []string{"ack-before-write", "no-fsync", "no-dir-fsync", "ignore-fsync", "retry-fsync", "replay-skip-last", "unlink-first"} {
+		mustFind(t, name, func(e *enumeration) { e.cfg = journal.WithMutant(e.cfg, name) })
+	}
+	in := func(dir string) func(string, string) bool {
+		return func(_, name string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }
+	}
+	for name, lies := range map[string]func(op, name string) bool{
+		"no sync of segments":         func(op, name string) bool { return op == "sync" && in("/j/wal")(op, name) },
+		"no sync of expiry files":     func(op, name string) bool { return op == "sync" && in("/j/exp")(op, name) },
+		"no sync of FORMAT":           func(op, name string) bool { return op == "sync" && name == "/j/FORMAT.tmp" },
+		"no sync of names in wal/":    func(op, name string) bool { return op == "syncdir" && name == "/j/wal" },
+		"no sync of names in exp/":    func(op, name string) bool { return op == "syncdir" && name == "/j/exp" },
+		"no sync of names in the dir": func(op, name string) bool { return op == "syncdir" && name == "/j" },
+		"no sync of the dir's name":   func(op, name string) bool { return op == "syncdir" && name == "/" },
+	} {
+		mustFind(t, name, func(e *enumeration) { e.fs.lies = lies })
+	}
+}
+
+// mustFind runs histories until one shows the bug.
+func mustFind(t *testing.T, name string, infect func(*enumeration)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		for seed := range uint64(4) {
+			e := newEnumeration(t, 100+seed)
+			e.faults = seed%2 == 0
+			infect(e)
+			e.history(2000)
+			if err := e.violation(); err != nil {
+				t.Logf("found after %d steps and %d crashes: %v", e.points, e.crashes, err)
+				return
+			}
+		}
+		t.Error("nobody noticed")
+	})
 }

@@ -24,7 +24,6 @@ type crashFS struct {
 	mu    sync.Mutex
 	root  *dir
 	locks map[string]bool
-	ops   int // steps that change something
 
 	// before is called with the operation and its path before each step that changes something. An error fails the step.
 	before func(op, name string) error
@@ -66,9 +65,8 @@ func newDir() *dir { return &dir{entries: map[string]any{}, durable: map[string]
 
 func newCrashFS() *crashFS { return &crashFS{root: newDir(), locks: map[string]bool{}} }
 
-// step counts an operation and asks the hook. mu is held.
+// step asks the hook. mu is held.
 func (f *crashFS) step(op, name string) error {
-	f.ops++
 	if f.before == nil {
 		return nil
 	}

@@ -16,10 +16,10 @@ type image struct {
 	files    []expFile
 	meta     metadata
 
-	next     prev   // what the next head says: how far the log is known to be durable
-	tail     []byte // records of the frame behind that, which was read but perhaps never synced
-	cut      gap    // torn tail of the last segment
-	void     bool   // the last segment holds nothing but what the next head repeats
+	next prev   // what the next head says: how far the log is known to be durable
+	tail []byte // records of the frame behind that, which was read but perhaps never synced
+	cut  gap    // torn tail of the last segment
+	void bool   // the last segment holds nothing but what the next head repeats
 }
 
 // segment is a file of wal/.

@@ -339,6 +339,8 @@ type RestoreConfig struct {
 	FS         FS // nil: the operating system's
 	RecordSize int
 	KeyID      uint64 // of the key that the records are wanted for; a backup with another one is refused
+
+	segmentBytes int64 // 0: the default; tests make it small
 }
 
 // RestoreBackup makes a journal of a backup in a directory that is empty or does not exist. The journal has an incarnation of its own.
@@ -362,6 +364,9 @@ func restore(ctx context.Context, cfg RestoreConfig, from io.Reader) (info Backu
 	var lock io.Closer
 	defer func() {
 		if err != nil && w != nil {
+			for _, name := range []string{formatName, formatName + tempSuffix} {
+				_ = d.fs.Remove(d.path(name)) // it may not exist
+			}
 			w.abort()
 		}
 		if lock != nil {
@@ -393,7 +398,7 @@ func restore(ctx context.Context, cfg RestoreConfig, from io.Reader) (info Backu
 			for _, e := range meta {
 				entries.set(e)
 			}
-			w = newBulkWriter(d, f, entries, "", 1)
+			w = newBulkWriter(d, f, entries, "", 1, cfg.segmentBytes)
 			return nil
 		},
 		Records: func(records []byte) error {

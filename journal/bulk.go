@@ -4,7 +4,7 @@ import "errors"
 
 const (
 	bulkFrame   = 256 << 10 // bytes of records in a frame: what one damaged byte can cost
-	bulkSegment = 64 << 20
+	bulkSegment = 64 << 20  // bytes after which a segment is closed
 )
 
 // bulkWriter makes the segments of a journal that nobody runs, for the tools. Nothing counts before the caller says so.
@@ -14,6 +14,7 @@ type bulkWriter struct {
 	meta   metadata
 	suffix string // of the names, while they must not count
 	next   uint64 // number of the next segment
+	limit  int64  // bulkSegment, less in tests
 
 	builder frameBuilder
 	origin  prev
@@ -24,8 +25,11 @@ type bulkWriter struct {
 	records int64
 }
 
-func newBulkWriter(d directory, f format, meta metadata, suffix string, next uint64) *bulkWriter {
-	w := &bulkWriter{dir: d, format: f, suffix: suffix, next: next}
+func newBulkWriter(d directory, f format, meta metadata, suffix string, next uint64, limit int64) *bulkWriter {
+	w := &bulkWriter{dir: d, format: f, suffix: suffix, next: next, limit: limit}
+	if limit == 0 {
+		w.limit = bulkSegment
+	}
 	w.builder.recordSize = f.recordSize
 	for key, v := range meta.entries {
 		if !isOwn(key) {
@@ -51,7 +55,7 @@ func (w *bulkWriter) begin() error {
 
 // add takes whole records.
 func (w *bulkWriter) add(records []byte) error {
-	limit := max(bulkFrame/w.format.recordSize, 1) * w.format.recordSize
+	limit := max(int(min(bulkFrame, w.limit))/w.format.recordSize, 1) * w.format.recordSize
 	for len(records) > 0 {
 		n := min(len(records), limit-len(w.pending))
 		w.pending = append(w.pending, records[:n]...)
@@ -69,7 +73,7 @@ func (w *bulkWriter) flush() error {
 	if len(w.pending) == 0 {
 		return nil
 	}
-	if w.file != nil && w.end >= bulkSegment {
+	if w.file != nil && w.end >= w.limit {
 		w.origin = prev{w.made[len(w.made)-1], w.end}
 		if err := w.close(); err != nil {
 			return err

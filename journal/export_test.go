@@ -10,3 +10,15 @@ func WithMutant(cfg Config, name string) Config {
 	cfg.mutant = func(asked string) bool { return asked == name }
 	return cfg
 }
+
+// WithSegments makes small segments.
+func (c RepairConfig) WithSegments(bytes int64) RepairConfig {
+	c.segmentBytes = bytes
+	return c
+}
+
+// WithSegments makes small segments.
+func (c RestoreConfig) WithSegments(bytes int64) RestoreConfig {
+	c.segmentBytes = bytes
+	return c
+}

@@ -20,6 +20,8 @@ type RepairConfig struct {
 	// Keep, if set, says of a record that was read whether it is of use with the metadata that was read: what is not would stop the
 	// next start. get returns a metadata value.
 	Keep func(record []byte, get func(key string) ([]byte, bool)) bool
+
+	segmentBytes int64 // 0: the default; tests make it small
 }
 
 // RepairReport is what [Repair] found and did.
@@ -79,7 +81,7 @@ func repair(ctx context.Context, cfg RepairConfig) (RepairReport, error) {
 	report.Kept = 0
 	next := r.format
 	next.incarnation = newIncarnation()
-	w := newBulkWriter(d, next, r.meta, tempSuffix, r.listing.maxID+1)
+	w := newBulkWriter(d, next, r.meta, tempSuffix, r.listing.maxID+1, cfg.segmentBytes)
 	if err := w.salvage(ctx, r, cfg.Keep, &report); err != nil {
 		w.abort()
 		return report, err
@@ -110,11 +112,8 @@ func (w *bulkWriter) salvage(ctx context.Context, r *Reading, keep func([]byte, 
 	}
 	size := w.format.recordSize
 	_, err := r.Records(ctx, func(records []byte) error {
-		if keep == nil {
-			return w.add(records)
-		}
 		for ; len(records) > 0; records = records[size:] {
-			if !keep(records[:size], r.Get) {
+			if keep != nil && !keep(records[:size], r.Get) {
 				report.Dropped++
 				continue
 			}

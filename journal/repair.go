@@ -20,22 +20,24 @@ type RepairConfig struct {
 	// Keep, if set, says of a record that was read whether it is of use with the metadata that was read: what is not would stop the
 	// next start. get returns a metadata value.
 	Keep func(record []byte, get func(key string) ([]byte, bool)) bool
+	// Anyway writes the journal anew without damage too, so that what Keep refuses goes.
+	Anyway bool
 
 	segmentBytes int64 // 0: the default; tests make it small
 }
 
 // RepairReport is what [Repair] found and did.
 type RepairReport struct {
-	Damage      []Damage    // what was lost; none: nothing was changed
+	Damage      []Damage    // what was lost
 	Kept        int64       // records
 	Dropped     int64       // records that Keep refused
-	Incarnation Incarnation // of the directory now
+	Incarnation Incarnation // of the directory now; a new one if it was written anew
 	Quarantined []string    // the damaged files, relative to the directory, where they are now
 }
 
 // Repair makes a damaged journal readable again: everything that can be read is written anew, the directory gets a new incarnation, and the
 // damaged files are moved to quarantine/, for those who want to look at them. What could not be read is lost, and reported. Without
-// damage nothing is changed. It needs as much space as the records that can be read. Until it has succeeded, or is interrupted, the
+// damage nothing is changed, unless Anyway is set. It needs as much space as the records that can be read. Until it has succeeded, or is interrupted, the
 // journal is damaged as before.
 //
 // Errors match [ErrLocked], [ErrNotJournal], [ErrNewerFormat], [ErrRecordSize], [ErrFull] or [ErrDisk].
@@ -72,7 +74,7 @@ func repair(ctx context.Context, cfg RepairConfig) (RepairReport, error) {
 	defer r.Close()
 	stats, err := r.Records(ctx, func([]byte) error { return nil })
 	report := RepairReport{Damage: r.Damage(), Kept: stats.Records, Incarnation: r.Incarnation()}
-	if err != nil || len(report.Damage) == 0 {
+	if err != nil || len(report.Damage) == 0 && !cfg.Anyway {
 		return report, err
 	}
 	if r.format.incarnation == (Incarnation{}) {

@@ -194,19 +194,24 @@ func widen(from, to *time.Time, t time.Time) {
 // RepairReport is what [RepairJournal] found and did.
 type RepairReport struct {
 	Dir         string
-	Damage      []Damage // what was lost; none, and no Unusable: nothing was changed
+	Repaired    bool     // else there was nothing to repair, and nothing was changed
+	Damage      []Damage // what was lost
 	Kept        int64    // records
 	Unusable    int64    // records that were read and are lost: what they mean was in a damaged part
-	Incarnation string   // a new one
+	Incarnation string   // a new one if Repaired
 	Quarantined []string // damaged files, relative to Dir
 }
 
 // RepairJournal makes a damaged journal one that a node can start with: see [journal.Repair]. now is the wall clock's.
 func RepairJournal(ctx context.Context, dir string, now time.Time) (RepairReport, error) {
 	report := RepairReport{Dir: dir}
+	before, err := DescribeJournal(ctx, dir, now, nil)
+	if err != nil {
+		return report, err
+	}
 	shapes := make(map[revocation.ShapeID]bool)
 	done, err := journal.Repair(ctx, journal.RepairConfig{
-		Dir: dir, RecordSize: entrySize,
+		Dir: dir, RecordSize: entrySize, Anyway: before.Unusable > 0,
 		Keep: func(b []byte, get func(string) ([]byte, bool)) bool {
 			r, _, err := parseEntry(b)
 			if err != nil {
@@ -228,5 +233,6 @@ func RepairJournal(ctx context.Context, dir string, now time.Time) (RepairReport
 	})
 	report.Damage, report.Kept, report.Quarantined = done.Damage, done.Kept, done.Quarantined
 	report.Incarnation = done.Incarnation.String()
+	report.Repaired = err == nil && report.Incarnation != before.Incarnation
 	return report, err
 }

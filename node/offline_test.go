@@ -173,13 +173,13 @@ func TestRepairJournal(t *testing.T) {
 		t.Errorf("%+v, %v", report, err)
 	}
 	repaired, err := RepairJournal(t.Context(), dir, start)
-	if err != nil || len(repaired.Damage) != 1 || repaired.Kept != 1 || repaired.Unusable != 1 || len(repaired.Quarantined) != 1 || repaired.Incarnation == report.Incarnation {
+	if err != nil || !repaired.Repaired || len(repaired.Damage) != 1 || repaired.Kept != 1 || repaired.Unusable != 1 || len(repaired.Quarantined) != 1 || repaired.Incarnation == report.Incarnation {
 		t.Fatalf("%+v, %v", repaired, err)
 	}
 	if report, err := DescribeJournal(t.Context(), dir, start, nil); err != nil || !report.Whole() {
 		t.Errorf("%+v, %v", report, err)
 	}
-	if again, err := RepairJournal(t.Context(), dir, start); err != nil || len(again.Damage) > 0 || again.Incarnation != repaired.Incarnation {
+	if again, err := RepairJournal(t.Context(), dir, start); err != nil || again.Repaired || len(again.Damage) > 0 || again.Incarnation != repaired.Incarnation {
 		t.Errorf("%+v, %v", again, err)
 	}
 	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
@@ -188,4 +188,39 @@ func TestRepairJournal(t *testing.T) {
 	wantStatus(t, n, claims(t, `"jti":"second"`), revocation.Active)
 	write(t, n, deny(t, "second"))
 	wantStatus(t, n, claims(t, `"jti":"second"`), revocation.Revoked)
+}
+
+// A record that nobody can understand, in a journal without damage, stops the start as well, and a repair helps.
+func TestRepairUnusable(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	write(t, n, deny(t, "kept"))
+	record := revocation.Record{Shape: 1, Value: start.UnixMilli(), ExpiresAt: uint32(start.Add(time.Hour).Unix()), Class: revocation.ClassDeny}
+	bytes, err := appendEntry(nil, entry{record: record})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.journal.Append(t.Context(), &journal.Batch{Records: bytes}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	broken, err := New(Config{Name: "n1", Dir: dir, Key: testKey, Clock: clk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := broken.Run(t.Context()); !errors.Is(err, revocation.ErrUnknownShape) {
+		t.Errorf("%v", err)
+	}
+	if err := broken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if report, err := DescribeJournal(t.Context(), dir, start, nil); err != nil || report.Whole() || report.Unusable != 1 {
+		t.Errorf("%+v, %v", report, err)
+	}
+	if report, err := RepairJournal(t.Context(), dir, start); err != nil || !report.Repaired || report.Kept != 1 || report.Unusable != 1 {
+		t.Errorf("%+v, %v", report, err)
+	}
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	defer stop()
+	wantStatus(t, n, claims(t, `"jti":"kept"`), revocation.Revoked)
 }

@@ -255,7 +255,7 @@ caught up. A journal without damage is not touched. The agent must not run; the 
 			Incarnation string   `json:"incarnation"`
 			Quarantined []string `json:"quarantined"`
 			Damage      []damage `json:"damage"`
-		}{r.Dir, len(r.Damage) > 0, r.Kept, r.Unusable, r.Incarnation, append([]string{}, r.Quarantined...), damageOf(r.Damage)}
+		}{r.Dir, r.Repaired, r.Kept, r.Unusable, r.Incarnation, append([]string{}, r.Quarantined...), damageOf(r.Damage)}
 		return c.printValue(out, func(w io.Writer) {
 			if !out.Repaired {
 				fmt.Fprintf(w, "nothing to repair in %s: %d records\n", r.Dir, r.Kept)

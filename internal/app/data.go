@@ -118,10 +118,10 @@ func (d Data) key(dir string) (revocation.Key, error) {
 	return id.key, nil
 }
 
-// waysOut adds to damage that stops a start what can be done about it.
+// waysOut adds to damage that stops a start, or to a record that nobody understands, what can be done about it.
 func (a *agent) waysOut(err error) error {
 	var damage *journal.DamageError
-	if !errors.As(err, &damage) {
+	if !errors.As(err, &damage) && !errors.Is(err, revocation.ErrUnknownShape) && !errors.Is(err, revocation.ErrRecord) {
 		return err
 	}
 	where := "--data-dir " + a.cfg.DataDir + " --node-name " + a.cfg.NodeName

@@ -8,6 +8,8 @@ type Step struct {
 	Class  Class  // the class group looked for
 	Result string // miss, missing_claim, unusable_claim, revokes, kept, not_below, lifted, ended, unknown_class
 	Found  *Rule  // nil if nothing was found
+	// ComparedClaim says why a threshold caught the token without a comparison: missing, malformed (no integer, or no time), or "".
+	ComparedClaim string
 }
 
 // Explain answers like Check and tells every shape that was tried and what it found. It allocates, and walks
@@ -50,6 +52,19 @@ func (t *Table) Explain(c *Claims, now int64) (Verdict, []Step) {
 	return verdict, steps
 }
 
+// uncompared says what keeps a threshold from comparing; "" if it did compare, or is none.
+func uncompared(r Record, s *shape, c *Claims) string {
+	v := c.value(&s.compared)
+	_, isInt := v.AsInt()
+	switch {
+	case r.Class == ClassIssuedBefore && c.hasIAT, r.Class == ClassBelow && isInt, r.Class != ClassIssuedBefore && r.Class != ClassBelow:
+		return ""
+	case v.kind == KindMissing:
+		return "missing"
+	}
+	return "malformed"
+}
+
 // explain returns step with what was found under a fingerprint.
 func (t *Table) explain(step Step, f Fingerprint, s *shape, c *Claims, elem int32, now uint32) Step {
 	it, ok := t.store.Lookup(ttlstore.Key{Hi: f.Hi, Lo: f.Lo}, now)
@@ -62,6 +77,7 @@ func (t *Table) explain(step Step, f Fingerprint, s *shape, c *Claims, elem int3
 	switch effect(r, s, c, now) {
 	case effectRevokes:
 		step.Result = "revokes"
+		step.ComparedClaim = uncompared(r, s, c)
 		if r.Class == ClassIssuedBefore && t.kept(s, c, elem, r.Value, now) {
 			step.Result = "kept"
 		}

@@ -382,3 +382,32 @@ func TestViewsUnderStress(t *testing.T) {
 		t.Errorf("only %d records were merged in time, %d were late: the test tests nothing", merged.Load(), late.Load())
 	}
 }
+
+// Explain says when a threshold caught a token because there was nothing to compare.
+func TestExplainUncompared(t *testing.T) {
+	table := newTable(t, Policy{})
+	write(t, table, Request{Match: match(t, "sub=u"), Below: &Below{Claim: "ver", Value: 7}}, t0)
+	write(t, table, Request{Match: match(t, "sub=v")}, t0)
+	for _, tc := range []struct {
+		claims map[string]any
+		want   string
+	}{
+		{map[string]any{"sub": "u"}, "missing"},
+		{map[string]any{"sub": "u", "ver": "9"}, "malformed"},
+		{map[string]any{"sub": "u", "ver": 6}, ""},
+		{map[string]any{"sub": "v", "iat": nil}, "malformed"},
+		{map[string]any{"sub": "v", "iat": t0/1000 - 1}, ""},
+	} {
+		v, steps := table.Explain(token(t, t0, tc.claims), t0)
+		wantStatus(t, fmt.Sprint(tc.claims), v, Revoked)
+		got := "no step revokes"
+		for _, s := range steps {
+			if s.Result == "revokes" {
+				got = s.ComparedClaim
+			}
+		}
+		if got != tc.want {
+			t.Errorf("%v: %q, want %q", tc.claims, got, tc.want)
+		}
+	}
+}

@@ -134,7 +134,14 @@ func explainText(w io.Writer, res *revokdv1.ExplainResponse) {
 		if s.Found != nil {
 			found = strings.TrimPrefix(ruleLine(s.Found), "rule ")
 		}
-		rows = append(rows, []string{rule, s.GetResult(), found})
+		result := s.GetResult()
+		switch s.GetComparedClaim() {
+		case "missing":
+			result += ": the token has no " + s.GetCompared()
+		case "malformed":
+			result += ": the token's " + s.GetCompared() + " cannot be compared"
+		}
+		rows = append(rows, []string{rule, result, found})
 	}
 	table(w, rows)
 }

@@ -32,7 +32,7 @@ func (c *cli) tokenCommand() *cobra.Command {
 	var sub, sid string
 	var claims []string
 	var ttl duration
-	iat := instant{now: time.Now}
+	iat := instant{now: time.Now, seconds: true}
 	alg := choice{allowed: []string{"eddsa", "es256", "rs256", "hs256"}}
 	cmd := &cobra.Command{
 		Use:   "token",
@@ -67,8 +67,8 @@ func (c *cli) tokenCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&sub, "sub", "", "subject")
 	cmd.Flags().StringVar(&sid, "sid", "", "session")
-	cmd.Flags().StringArrayVar(&claims, "claim", nil, "another claim: name=text or name:=JSON; repeatable")
-	cmd.Flags().Var(&iat, "iat", "when it was issued: RFC 3339, Unix milliseconds, or from now such as -1h (default now)")
+	cmd.Flags().StringArrayVar(&claims, "claim", nil, "another claim: name=text, or name:=JSON for anything but text, such as token_version:=7 for --below; repeatable")
+	cmd.Flags().Var(&iat, "iat", "when it was issued: RFC 3339, Unix seconds as in tokens, Unix milliseconds, or from now such as -1h (default now)")
 	cmd.Flags().Var(&ttl, "ttl", "lifetime (default 1h)")
 	choiceFlag(cmd, &alg, "alg", "signature algorithm (default EdDSA)")
 	c.clientFlags(cmd)

@@ -197,7 +197,7 @@ func TestParseInstant(t *testing.T) {
 		"-30m":                          "2026-01-01T11:30:00Z",
 		"+30d":                          "2026-01-31T12:00:00Z",
 	} {
-		if got, err := parseInstant(s, now); err != nil || got.UTC().Format(time.RFC3339Nano) != want {
+		if got, err := parseInstant(s, now, false); err != nil || got.UTC().Format(time.RFC3339Nano) != want {
 			t.Errorf("%s: %v, %v; want %s", s, got, err, want)
 		}
 	}
@@ -210,7 +210,7 @@ func TestParseInstant(t *testing.T) {
 		"-5":               "want a duration",
 		"2026-01-31":       "want RFC 3339",
 	} {
-		if _, err := parseInstant(s, now); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := parseInstant(s, now, false); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", s, err, want)
 		}
 	}

@@ -153,7 +153,7 @@ When the command returns, the revocation has the durability that it prints.`,
 	cmd.Flags().StringVar(&f.token, "token", "", "a signed token, which the node verifies; @file reads it from a file, - from stdin")
 	choiceFlag(cmd, &f.scope, "scope", "with --token: the token, its session, or all of its subject's (default token)")
 	f.match.add(cmd)
-	cmd.Flags().StringVar(&f.below, "below", "", "deny matching tokens whose integer claim is below a value: token_version=7")
+	cmd.Flags().StringVar(&f.below, "below", "", "deny matching tokens whose integer claim is below a value, missing or no integer: token_version=7 (a token has it as token_version:=7, not as text)")
 	cmd.Flags().Var(&f.issuedBefore, "issued-before", "deny matching tokens issued before: RFC 3339, Unix milliseconds, or from now such as -10m")
 	f.expiry.add(cmd, "when it may be forgotten (default: when no token it names can be alive)")
 	cmd.Flags().StringVar(&f.keepToken, "keep-token", "", "leave the session of this token alone, or the token if it has none; @file or - as in --token")

@@ -127,6 +127,13 @@ Exit codes: 0 done, or the token is active; 1 error; 2 wrong usage; 3 the token 
 		c.devCommand(),
 		c.versionCommand(),
 	)
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "completion" { // cobra's prints its help for a shell that it does not know, and exits with 0
+			cmd.Args = noArguments
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
 	return root
 }
 

@@ -47,16 +47,17 @@ func (c *cli) readInput(flag, value string) (string, error) {
 
 // instant is a flag that takes RFC 3339, Unix milliseconds, or a signed duration from now.
 type instant struct {
-	text string
-	at   time.Time
-	now  func() time.Time
+	text    string
+	at      time.Time
+	now     func() time.Time
+	seconds bool // Unix seconds too: the flag stands for a NumericDate
 }
 
 func (f *instant) String() string { return f.text }
 func (f *instant) Type() string   { return "time" }
 
 func (f *instant) Set(s string) error {
-	at, err := parseInstant(s, f.now())
+	at, err := parseInstant(s, f.now(), f.seconds)
 	if err != nil {
 		return err
 	}
@@ -79,9 +80,11 @@ const (
 	maxMillis = 100_000_000_000_000
 )
 
-func parseInstant(s string, now time.Time) (time.Time, error) {
+func parseInstant(s string, now time.Time, seconds bool) (time.Time, error) {
 	if n, err := strconv.ParseInt(s, 10, 64); err == nil && s[0] != '+' && s[0] != '-' {
 		switch {
+		case n < minMillis && seconds:
+			return time.Unix(n, 0), nil
 		case n < minMillis:
 			return time.Time{}, fmt.Errorf("want Unix milliseconds; this number looks like seconds")
 		case n > maxMillis:

@@ -64,7 +64,7 @@ func ruleAnswer(r revocation.Rule) *revokdv1.Rule {
 }
 
 func stepAnswer(s revocation.Step) *revokdv1.ExplainResponse_Step {
-	m := &revokdv1.ExplainResponse_Step{Kind: kindAnswer(s.Class), Result: s.Result}
+	m := &revokdv1.ExplainResponse_Step{Kind: kindAnswer(s.Class), Result: s.Result, ComparedClaim: s.ComparedClaim}
 	if s.Result == "missing_claim" {
 		m.Result = "skipped_missing_claim"
 	}

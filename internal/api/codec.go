@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"regexp"
@@ -43,7 +44,7 @@ func (jsonCodec) Unmarshal(b []byte, m any) error {
 	if partsJSON(b) > maxParts(msg) {
 		mark(msg, flaw{what: tooManyParts})
 	} else if err := protojson.Unmarshal(b, msg); err != nil {
-		mark(msg, flawOf(err))
+		mark(msg, flawOf(err, b))
 	}
 	return nil
 }
@@ -147,7 +148,7 @@ const (
 
 var position = regexp.MustCompile(`\(line (\d+):(\d+)\)`)
 
-func flawOf(err error) flaw {
+func flawOf(err error, b []byte) flaw {
 	text := err.Error()
 	f := flaw{what: notJSON}
 	if strings.Contains(text, ": unknown field \"") {
@@ -156,6 +157,17 @@ func flawOf(err error) flaw {
 	if at := position.FindStringSubmatch(text); at != nil {
 		f.line, _ = strconv.ParseUint(at[1], 10, 32)
 		f.column, _ = strconv.ParseUint(at[2], 10, 32)
+		return f
+	}
+	// protojson does not say where a text ends too early, or which byte is no UTF-8.
+	var syntax *json.SyntaxError
+	if errors.As(json.Unmarshal(b, new(json.RawMessage)), &syntax) {
+		before := b[:min(max(0, syntax.Offset-1), int64(len(b)))]
+		if strings.Contains(syntax.Error(), "unexpected end") {
+			before = b
+		}
+		f.line = uint64(bytes.Count(before, []byte("\n"))) + 1
+		f.column = uint64(len(before)-(bytes.LastIndexByte(before, '\n')+1)) + 1
 	}
 	return f
 }

@@ -575,18 +575,22 @@ func TestConfig(t *testing.T) {
 func TestMalformed(t *testing.T) {
 	f := start(t)
 	for body, want := range map[string]string{
-		``:                          "valid JSON",
-		`canary`:                    "valid JSON of the message expected at line 1, column 1",
-		"{\n\"token\": canary}":     "line 2, column 10",
-		`{"token":"canary"`:         "valid JSON",
-		`{"tokenn":"canary"}`:       "no such member at line 1, column 2",
-		`{"token":7}`:               "valid JSON",
-		`{"token":"a","token":"b"}`: "valid JSON",
-		`{"scope":"SCOPE_canary"}`:  "valid JSON",
-		`{"expiresAt":"canary"}`:    "valid JSON",
-		`[]`:                        "valid JSON",
-		"\xff":                      "valid JSON",
-		`{"token":"\ud800"}`:        "valid JSON",
+		``:                           "valid JSON of the message expected at line 1, column 1",
+		"{\"token\":\n \"canary\"":   "valid JSON of the message expected at line 2, column 10",
+		"{\n\"token\": \"can\xff\"}": "at line 2",
+		"{\n\"token\": \"can\ary\"}": "at line 2",
+		"{} {}":                      "at line 1, column 4",
+		`canary`:                     "valid JSON of the message expected at line 1, column 1",
+		"{\n\"token\": canary}":      "line 2, column 10",
+		`{"token":"canary"`:          "valid JSON",
+		`{"tokenn":"canary"}`:        "no such member at line 1, column 2",
+		`{"token":7}`:                "valid JSON",
+		`{"token":"a","token":"b"}`:  "valid JSON",
+		`{"scope":"SCOPE_canary"}`:   "valid JSON",
+		`{"expiresAt":"canary"}`:     "valid JSON",
+		`[]`:                         "valid JSON",
+		"\xff":                       "valid JSON",
+		`{"token":"\ud800"}`:         "valid JSON",
 	} {
 		r := f.post("Revoke", body)
 		if r.code != "invalid_argument" || r.detail.GetKind() != "malformed" || r.detail.GetField() != "body" || !strings.Contains(r.text, want) {

@@ -2149,8 +2149,10 @@ type StatusResponse struct {
 	Dev             bool                   `protobuf:"varint,16,opt,name=dev,proto3" json:"dev,omitempty"`
 	Issuers         []string               `protobuf:"bytes,17,rep,name=issuers,proto3" json:"issuers,omitempty"`
 	Journal         *JournalStatus         `protobuf:"bytes,18,opt,name=journal,proto3" json:"journal,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Blocks in force that end within 7 days, as of the last count, at most an hour ago.
+	BlocksEndingSoon int64 `protobuf:"varint,19,opt,name=blocks_ending_soon,json=blocksEndingSoon,proto3" json:"blocks_ending_soon,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -2307,6 +2309,13 @@ func (x *StatusResponse) GetJournal() *JournalStatus {
 		return x.Journal
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetBlocksEndingSoon() int64 {
+	if x != nil {
+		return x.BlocksEndingSoon
+	}
+	return 0
 }
 
 type JournalStatus struct {
@@ -2581,8 +2590,11 @@ type ExplainResponse_Step struct {
 	Compared string                 `protobuf:"bytes,2,opt,name=compared,proto3" json:"compared,omitempty"`
 	Kind     RuleKind               `protobuf:"varint,3,opt,name=kind,proto3,enum=revokd.v1.RuleKind" json:"kind,omitempty"`
 	// miss, skipped_missing_claim, unusable_claim, revokes, kept, not_below, lifted, unknown_class
-	Result        string `protobuf:"bytes,4,opt,name=result,proto3" json:"result,omitempty"`
-	Found         *Rule  `protobuf:"bytes,5,opt,name=found,proto3" json:"found,omitempty"`
+	Result string `protobuf:"bytes,4,opt,name=result,proto3" json:"result,omitempty"`
+	Found  *Rule  `protobuf:"bytes,5,opt,name=found,proto3" json:"found,omitempty"`
+	// Why a threshold caught the token without a comparison: missing (the compared claim is not there), malformed (it is no
+	// integer, or no time), else empty.
+	ComparedClaim string `protobuf:"bytes,6,opt,name=compared_claim,json=comparedClaim,proto3" json:"compared_claim,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2650,6 +2662,13 @@ func (x *ExplainResponse_Step) GetFound() *Rule {
 		return x.Found
 	}
 	return nil
+}
+
+func (x *ExplainResponse_Step) GetComparedClaim() string {
+	if x != nil {
+		return x.ComparedClaim
+	}
+	return ""
 }
 
 var File_revokd_v1_revokd_proto protoreflect.FileDescriptor
@@ -2776,17 +2795,18 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x129\n" +
 	"\n" +
 	"expires_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12)\n" +
-	"\x06reason\x18\b \x01(\x0e2\x11.revokd.v1.ReasonR\x06reason\"\xa1\x02\n" +
+	"\x06reason\x18\b \x01(\x0e2\x11.revokd.v1.ReasonR\x06reason\"\xc8\x02\n" +
 	"\x0fExplainResponse\x122\n" +
 	"\averdict\x18\x01 \x01(\v2\x18.revokd.v1.CheckResponseR\averdict\x125\n" +
-	"\x05steps\x18\x02 \x03(\v2\x1f.revokd.v1.ExplainResponse.StepR\x05steps\x1a\xa2\x01\n" +
+	"\x05steps\x18\x02 \x03(\v2\x1f.revokd.v1.ExplainResponse.StepR\x05steps\x1a\xc9\x01\n" +
 	"\x04Step\x12\x16\n" +
 	"\x06claims\x18\x01 \x03(\tR\x06claims\x12\x1a\n" +
 	"\bcompared\x18\x02 \x01(\tR\bcompared\x12'\n" +
 	"\x04kind\x18\x03 \x01(\x0e2\x13.revokd.v1.RuleKindR\x04kind\x12\x16\n" +
 	"\x06result\x18\x04 \x01(\tR\x06result\x12%\n" +
-	"\x05found\x18\x05 \x01(\v2\x0f.revokd.v1.RuleR\x05found\"\x0f\n" +
-	"\rStatusRequest\"\xff\x04\n" +
+	"\x05found\x18\x05 \x01(\v2\x0f.revokd.v1.RuleR\x05found\x12%\n" +
+	"\x0ecompared_claim\x18\x06 \x01(\tR\rcomparedClaim\"\x0f\n" +
+	"\rStatusRequest\"\xad\x05\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -2810,7 +2830,8 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\x06key_id\x18\x0f \x01(\tR\x05keyId\x12\x10\n" +
 	"\x03dev\x18\x10 \x01(\bR\x03dev\x12\x18\n" +
 	"\aissuers\x18\x11 \x03(\tR\aissuers\x122\n" +
-	"\ajournal\x18\x12 \x01(\v2\x18.revokd.v1.JournalStatusR\ajournal\"c\n" +
+	"\ajournal\x18\x12 \x01(\v2\x18.revokd.v1.JournalStatusR\ajournal\x12,\n" +
+	"\x12blocks_ending_soon\x18\x13 \x01(\x03R\x10blocksEndingSoon\"c\n" +
 	"\rJournalStatus\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\tR\x03dir\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x14\n" +

@@ -130,6 +130,7 @@ type entry struct {
 	line, end int64
 	size      int
 	req       *revokdv1.RevokeRequest
+	exp       bool  // the line states its deadline as exp
 	err       error // req is nil: not to be sent
 }
 
@@ -414,7 +415,9 @@ func (r *run) settle(n int64, errs map[int64]*revokdv1.ItemError) error {
 			if i == n {
 				return nil
 			}
-			refusal.Item = errs[i]
+			if refusal.Item = errs[i]; e.exp {
+				refusal.Item = inLine(refusal.Item)
+			}
 			i++
 		}
 		if refusal.Err != nil || refusal.Item != nil {
@@ -464,7 +467,7 @@ func (l *lineReader) next(defaults *revokdv1.RevokeRequest) (entry, error) {
 		if isBlank(l.line) {
 			continue
 		}
-		if e.req, e.err = parseLine(l.line); e.err == nil {
+		if e.req, e.exp, e.err = parseLine(l.line); e.err == nil {
 			if e.req.GetReason() == revokdv1.Reason_REASON_UNSPECIFIED {
 				e.req.Reason = defaults.GetReason()
 			}

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
@@ -19,14 +20,14 @@ import (
 const MaxLine = 16 << 10
 
 // parseLine reads one line. It is strict where a lenient reader would revoke something else than was written:
-// unknown and repeated keys, invalid UTF-8, lone surrogates, times in the wrong unit. Errors are
-// *revocation.FieldError and never quote a value.
-func parseLine(line []byte) (*revokdv1.RevokeRequest, error) {
+// unknown and repeated keys, invalid UTF-8, lone surrogates, times in the wrong unit. exp: the line states its deadline as
+// exp. Errors are *revocation.FieldError and never quote a value.
+func parseLine(line []byte) (req *revokdv1.RevokeRequest, exp bool, err error) {
 	o, err := parseObject(line)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	req := &revokdv1.RevokeRequest{}
+	req = &revokdv1.RevokeRequest{}
 	switch {
 	case o.has("token"):
 		err = o.token(req)
@@ -35,15 +36,15 @@ func parseLine(line []byte) (*revokdv1.RevokeRequest, error) {
 	case o.has("jti"):
 		err = o.jti(req)
 	default:
-		return nil, &revocation.FieldError{Field: "line", Kind: "missing", ValueKind: "object", Limit: "one of jti, match and token"}
+		err = &revocation.FieldError{Field: "line", Kind: "missing", ValueKind: "object", Limit: "one of jti, match and token"}
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if name, ok := o.unread(); ok {
-		return nil, &revocation.FieldError{Field: name, Kind: "not_allowed", ValueKind: "key", Limit: "unknown, or of no use in this line"}
+		return nil, false, &revocation.FieldError{Field: name, Kind: "not_allowed", ValueKind: "key", Limit: "unknown, or of no use in this line"}
 	}
-	return req, nil
+	return req, o.has("exp"), nil
 }
 
 // object holds the members of a JSON object.
@@ -248,6 +249,10 @@ func (o *object) jti(req *revokdv1.RevokeRequest) error {
 	return o.reason(req)
 }
 
+// longAgo is 2000-01-01. The node refuses earlier deadlines because they look like another unit; an exp has but one, so whatever
+// is earlier is simply a token that expired long ago.
+const longAgo = 946_684_800
+
 // numericDate reads exp as tokens have it: seconds, rounded up to milliseconds if it has a fraction.
 func numericDate(raw string) (*timestamppb.Timestamp, error) {
 	const limit = "seconds since 1970 (RFC 7519 NumericDate)"
@@ -260,7 +265,18 @@ func numericDate(raw string) (*timestamppb.Timestamp, error) {
 	case f >= 100_000_000_000:
 		return nil, &revocation.FieldError{Field: "exp", Kind: "out_of_range", ValueKind: "milliseconds", Limit: limit + "; this looks like milliseconds"}
 	}
-	return timestamppb.New(time.UnixMilli(int64(math.Ceil(f * 1000)))), nil
+	return timestamppb.New(time.UnixMilli(int64(math.Ceil(max(f, longAgo) * 1000)))), nil
+}
+
+// inLine puts the names of the line into what the node says about the request that it became.
+func inLine(item *revokdv1.ItemError) *revokdv1.ItemError {
+	if item.GetDetail().GetField() != "expires_at" {
+		return item
+	}
+	item = proto.CloneOf(item)
+	item.Detail.Field = "exp"
+	item.Message = strings.ReplaceAll(item.Message, "expires_at", "exp")
+	return item
 }
 
 func (o *object) match(req *revokdv1.RevokeRequest) error {

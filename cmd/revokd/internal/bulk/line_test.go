@@ -17,6 +17,8 @@ func TestParseLine(t *testing.T) {
 		`{"jti":"a"}`: `{"match":{"claims":{"jti":"a"}}}`,
 		` { "jti" : "a" , "iss" : "i" , "exp" : 1767225600 } `:                        `{"match":{"claims":{"jti":"a","iss":"i"}},"expiresAt":"2026-01-01T00:00:00Z"}`,
 		`{"exp":1767225600.0001,"jti":"a\"},{b"}`:                                     `{"match":{"claims":{"jti":"a\"},{b"}},"expiresAt":"2026-01-01T00:00:00.001Z"}`,
+		`{"jti":"a","exp":1}`:                                                         `{"match":{"claims":{"jti":"a"}},"expiresAt":"2000-01-01T00:00:00Z"}`,
+		`{"jti":"a","exp":0}`:                                                         `{"match":{"claims":{"jti":"a"}},"expiresAt":"2000-01-01T00:00:00Z"}`,
 		`{"jti":"a","reason":"token-reused"}`:                                         `{"match":{"claims":{"jti":"a"}},"reason":"REASON_TOKEN_REUSED"}`,
 		`{"jti":"\ud83d\ude00�"}`:                                                     `{"match":{"claims":{"jti":"😀�"}}}`,
 		`{"match":{"iss":"i","n":7,"b":true}}`:                                        `{"match":{"claims":{"iss":"i"},"integers":{"n":"7"},"booleans":{"b":true}}}`,
@@ -29,7 +31,7 @@ func TestParseLine(t *testing.T) {
 		`{"match":{"header.kid":"k1","iss":"i"},"reason":"key_compromised"}`:          `{"match":{"claims":{"header.kid":"k1","iss":"i"}},"reason":"REASON_KEY_COMPROMISED"}`,
 		`{"match":{"/realm_access/id":"r"},"expires_at":"2026-06-01T00:00:00+02:00"}`: `{"match":{"claims":{"/realm_access/id":"r"}},"expiresAt":"2026-05-31T22:00:00Z"}`,
 	} {
-		got, err := parseLine([]byte(line))
+		got, _, err := parseLine([]byte(line))
 		if err != nil {
 			t.Errorf("%s: %v", line, err)
 			continue
@@ -91,7 +93,7 @@ func TestParseLineRefuses(t *testing.T) {
 		`{"jti":"a","` + strings.Repeat("k", 500) + `":1}`:             "not_allowed",
 		`{"jti":"` + strings.Repeat("a", MaxLine) + `"}`:               "line: too_large",
 	} {
-		_, err := parseLine([]byte(line))
+		_, _, err := parseLine([]byte(line))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.60s: error %v, want %q", line, err, want)
 		}
@@ -111,7 +113,7 @@ func FuzzParseLine(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, line []byte) {
-		req, err := parseLine(line)
+		req, _, err := parseLine(line)
 		if err != nil {
 			if !errors.Is(err, revocation.ErrInvalid) && !errors.Is(err, revocation.ErrDuplicateClaim) {
 				t.Fatalf("error of another kind: %v", err)
@@ -138,7 +140,7 @@ func BenchmarkParseLine(b *testing.B) {
 	line := []byte(`{"jti":"01J8ZK00000000000000000001","iss":"https://id.example","exp":1900000000}`)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := parseLine(line); err != nil {
+		if _, _, err := parseLine(line); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -395,7 +395,8 @@ func TestExplainUncompared(t *testing.T) {
 		{map[string]any{"sub": "u"}, "missing"},
 		{map[string]any{"sub": "u", "ver": "9"}, "malformed"},
 		{map[string]any{"sub": "u", "ver": 6}, ""},
-		{map[string]any{"sub": "v", "iat": nil}, "malformed"},
+		{map[string]any{"sub": "v", "iat": "x"}, "malformed"},
+		{map[string]any{"sub": "v", "iat": nil}, "missing"},
 		{map[string]any{"sub": "v", "iat": t0/1000 - 1}, ""},
 	} {
 		v, steps := table.Explain(token(t, t0, tc.claims), t0)

@@ -6,8 +6,10 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/revokd/revokd/journal"
@@ -107,30 +109,29 @@ func TestReadingBesideWrites(t *testing.T) {
 	j, _ := start(t, cfg)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	acked := make(chan uint64)
+	var acked atomic.Uint64
 	go func() {
 		defer close(done)
-		for i := uint64(0); ; i++ {
+		for i := uint64(0); ctx.Err() == nil; i++ {
 			if err := j.Append(context.Background(), batch(record(i, 2_000_000))); err != nil {
 				t.Error(err)
 				return
 			}
-			if i%50 == 0 {
+			acked.Store(i + 1)
+			if i%20 == 0 {
 				if err := j.Expire(context.Background(), 1_000_000+int64(i)); err != nil {
 					t.Error(err)
 					return
 				}
 			}
-			select {
-			case acked <- i:
-			case <-ctx.Done():
-				return
-			default:
-			}
 		}
 	}()
-	for range 20 {
-		last := <-acked
+	for round := range uint64(20) {
+		var last uint64
+		for last < 30*round && !t.Failed() {
+			last = acked.Load()
+			runtime.Gosched()
+		}
 		set, _, damage := reading(t, cfg.Dir)
 		if len(damage) > 0 {
 			t.Fatal(damage)

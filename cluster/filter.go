@@ -102,6 +102,7 @@ type refusals struct {
 // filter lets membership pass and nothing else. It decodes with memberlist's decoder, so that both see the same.
 type filter struct {
 	self    string
+	own     bool // what passes is said by this node: its incarnations are what others drove it to, and must be heard
 	seen    sightings
 	refused *refusals
 }
@@ -207,7 +208,7 @@ func (f *filter) message(b []byte) bool {
 }
 
 func (f *filter) accused(name string, incarnation uint32, left, suspect bool) bool {
-	if incarnation >= maxAccused {
+	if !f.own && incarnation >= maxAccused {
 		f.refused.incarnation.Add(1)
 		return false
 	}
@@ -221,7 +222,7 @@ func (f *filter) accused(name string, incarnation uint32, left, suspect bool) bo
 }
 
 func (f *filter) alive(name string, incarnation uint32) bool {
-	if incarnation >= maxAlive || name == f.self && incarnation >= maxAccused {
+	if !f.own && (incarnation >= maxAlive || name == f.self && incarnation >= maxAccused) {
 		f.refused.incarnation.Add(1)
 		return false
 	}

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"net"
@@ -23,7 +24,10 @@ type memNet struct {
 	nodes map[string]*memTransport
 	cut   func(from, to string) bool
 
+	tap func(to string, packet []byte) // sees every packet that is sent
+
 	lost, unplanned atomic.Uint64
+	largest         atomic.Int64 // packet
 }
 
 func newMemNet(delay time.Duration) *memNet {
@@ -77,6 +81,14 @@ func (t *memTransport) latency() time.Duration { return t.net.delay + rand.N(t.n
 func (t *memTransport) WriteTo(b []byte, to string) (time.Time, error) {
 	if t.down.Load() {
 		return time.Now(), nil
+	}
+	t.net.mu.Lock()
+	if t.net.tap != nil {
+		t.net.tap(to, b)
+	}
+	t.net.mu.Unlock()
+	if n := int64(len(b)); n > t.net.largest.Load() {
+		t.net.largest.Store(n)
 	}
 	p := &memberlist.Packet{Buf: bytes.Clone(b), From: net.UDPAddrFromAddrPort(netip.MustParseAddrPort(t.addr))}
 	time.AfterFunc(t.latency(), func() {
@@ -138,4 +150,32 @@ func skipRace(t *testing.T) {
 	if raceEnabled {
 		t.Skip("testing/synctest under the race detector may crash in Go 1.26: go.dev/issue/76691")
 	}
+}
+
+// fakeResolver knows one address, or none.
+type fakeResolver struct {
+	mu sync.Mutex
+	ip string
+}
+
+func (r *fakeResolver) set(ip string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ip = ip
+}
+
+func (r *fakeResolver) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ip == "" {
+		return nil, errors.New("no such host")
+	}
+	return []netip.Addr{netip.MustParseAddr(r.ip)}, nil
+}
+
+func (r *fakeResolver) LookupSRV(_ context.Context, _, _, name string) (string, []*net.SRV, error) {
+	if name != "_gossip._udp.example" {
+		return "", nil, errors.New("no such record")
+	}
+	return name, []*net.SRV{{Target: "peers.example.", Port: 7956}}, nil
 }

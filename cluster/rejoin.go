@@ -29,6 +29,7 @@ const (
 	joinsAtOnce    = 16  // of seeds, and as many of remembered peers; others have their turn in later rounds
 	resolveTimeout = 2 * time.Second
 	aloneEvery     = time.Minute // a warning
+	settleFor      = 20 * time.Second
 )
 
 // Resolver resolves the names of seeds. [net.Resolver] is one.
@@ -121,6 +122,10 @@ func (m *Members) round(ctx context.Context) {
 	targets = append(targets, absent(m.remembered, append(left, targets...)...)...)
 	// Who is suspected and can be reached learns of it at once, instead of at the next probe.
 	targets = append(targets, absent(suspect, targets...)...)
+	// While members come and go one of them is asked for all it knows: announcements get lost, and memberlist's own exchanges are rare.
+	if others := slices.DeleteFunc(live, func(a netip.AddrPort) bool { return a == m.table.local().Addr }); len(others) > 0 && m.table.unsettled(settleFor) {
+		targets = append(targets, others[rand.N(len(others))])
+	}
 	failed := make(chan error, len(targets))
 	var wg sync.WaitGroup
 	for _, target := range targets {

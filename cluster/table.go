@@ -86,6 +86,7 @@ type table struct {
 
 	mu      sync.Mutex
 	members map[string]*entry
+	moved   time.Duration // when a member last came or went, by the monotonic clock
 }
 
 var (
@@ -207,6 +208,7 @@ func (t *table) update(n *memberlist.Node) {
 	}
 	if e.Status != Alive {
 		e.Status, e.Since, e.saidLeft, e.suspected = Alive, t.clock.Now(), false, false
+		t.moved = t.clock.Mono()
 	}
 	e.Addr, e.Meta = addr, meta
 	t.notice()
@@ -221,11 +223,19 @@ func (t *table) NotifyLeave(n *memberlist.Node) {
 		return
 	}
 	e.Status, e.Since, e.suspected = Dead, t.clock.Now(), false
+	t.moved = t.clock.Mono()
 	if e.saidLeft && e.left >= e.alive {
 		e.Status = Left
 	}
 	t.forget()
 	t.notice()
+}
+
+// unsettled says whether a member came or went less than d ago.
+func (t *table) unsettled(d time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.clock.Mono()-t.moved < d
 }
 
 // forget drops those longest gone. Called with mu held.

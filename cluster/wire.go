@@ -26,8 +26,9 @@ type wire struct {
 	memberlist.Transport
 	label  string
 	ring   *ring
-	filter filter
-	limit  int // of inbound streams
+	filter filter // of what comes in
+	own    filter // of what goes out
+	limit  int    // of inbound streams
 
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -48,7 +49,9 @@ var _ memberlist.NodeAwareTransport = (*wire)(nil)
 
 func newWire(below memberlist.Transport, cfg *Config, ring *ring, seen sightings, refused *refusals) *wire {
 	w := &wire{
-		Transport: below, label: cfg.Label, ring: ring, filter: filter{self: cfg.Name, seen: seen, refused: refused}, limit: cfg.maxStreams,
+		Transport: below, label: cfg.Label, ring: ring, limit: cfg.maxStreams,
+		filter:  filter{self: cfg.Name, seen: seen, refused: refused},
+		own:     filter{self: cfg.Name, own: true, seen: seen, refused: refused},
 		packets: make(chan *memberlist.Packet, 64), streams: make(chan net.Conn), closing: make(chan struct{}), stop: make(chan struct{}), conns: map[*stream]bool{},
 	}
 	w.wg.Add(2)
@@ -108,7 +111,7 @@ func (w *wire) openPacket(b []byte) []byte {
 
 // WriteToAddress sends a packet. What memberlist says on its own behalf, such as its suspicions, is seen here.
 func (w *wire) WriteToAddress(b []byte, to memberlist.Address) (time.Time, error) {
-	if b = w.filter.packet(b); b == nil {
+	if b = w.own.packet(b); b == nil {
 		return time.Time{}, errForbidden
 	}
 	if len(w.ring.all()) > 0 {

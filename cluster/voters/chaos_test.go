@@ -34,9 +34,19 @@ func TestChaos(t *testing.T) {
 		}
 		changes += len(s.decided)
 		acked += len(s.acked)
-		if s.tooFew(c) {
+		if !c.IsZero() && s.tooFew(c) {
 			stuck++
-			continue
+			s.acceptLoss(c)
+			s.settleDown(20_000)
+			if c, err = s.agree(s.names...); err != nil || len(s.errs) > 0 {
+				t.Fatalf("seed %d, after the accepted loss: %v, %v", seed, err, s.errs)
+			}
+			if c.Losses != 1 {
+				t.Fatalf("seed %d: %v after the accepted loss", seed, c)
+			}
+		}
+		if c.IsZero() && len(s.decided) > 0 {
+			continue // every directory was lost
 		}
 		if c.IsZero() {
 			t.Fatalf("seed %d: no first list", seed)
@@ -58,9 +68,29 @@ func TestChaos(t *testing.T) {
 		}
 		steps++
 	}
-	t.Logf("%d histories: %d went on, %d had lost too many voters; %d configurations, %d acknowledged writes", n, steps, stuck, changes, acked)
+	t.Logf("%d histories: %d went on, %d after an accepted loss; %d configurations, %d acknowledged writes", n, steps, stuck, changes, acked)
 	if steps < n/2 || changes < 2*n || acked < 10*n {
 		t.Error("the histories show too little")
+	}
+}
+
+// acceptLoss is what an operator does on a node that is left: those that voted and are no more are lost.
+func (s *simulation) acceptLoss(c Config) {
+	var gone, left []string
+	for _, v := range c.Voters {
+		if !v.Silent && s.nodes[v.Name].inc == v.Incarnation {
+			left = append(left, v.Name)
+		} else {
+			gone = append(gone, v.Name)
+		}
+	}
+	if len(left) == 0 {
+		left = gone
+	}
+	clear(s.acked)
+	s.step(s.nodes[left[0]], AcceptLoss{ID: 1 << 41, Names: gone})
+	if err := s.nodes[left[0]].results[1<<41]; err != nil {
+		s.failf("accept-loss on %s: %v", left[0], err)
 	}
 }
 

@@ -43,6 +43,7 @@
 //
 // [Persist] is durable before anything behind it is done. Each acknowledgement and each answer about freshness carries [Machine.Hash] and the
 // incarnation, and is given only while [Machine.Votes]. [CaughtUp] is reported only for what is durable. A state that cannot be read costs the incarnation.
+// [Bootstrap] is for the birth of a cluster: nodes that have lost all their directories and are told to form a list make another cluster.
 // A first list that was accepted by some while one of its nodes lost its directory cannot be completed: begin again with empty directories.
 //
 // # Concurrency, zero value

@@ -49,8 +49,8 @@ type PeerSeen struct {
 	Incarnation Incarnation
 }
 
-// Bootstrap forms the first list when exactly Expect nodes, this one included, are seen. It is ignored as soon as any list is known. Give
-// it again when what is seen changes.
+// Bootstrap forms the first list when exactly Expect nodes that were told to form it, this one included, are seen: the one with the
+// lowest name proposes it. It is ignored as soon as any list is known. Give it again when what is seen changes.
 type Bootstrap struct {
 	Expect int
 	Seen   []Voter
@@ -618,6 +618,12 @@ func (m *Machine) plan(w Propose) (next Config, waits string, err error) {
 // looks after its own incarnation; the names are the operator's.
 func (m *Machine) next() (Config, []string) {
 	var waits []string
+	if m.cur.IsZero() && m.boot.Expect > 0 {
+		if n := len(m.bootSeen()); n != m.boot.Expect {
+			return Config{}, []string{fmt.Sprintf("first list: %d nodes are seen, %d are expected", n, m.boot.Expect)}
+		}
+		return Config{}, []string{"first list: all of its nodes to accept it"}
+	}
 	if i, ok := m.cur.find(m.self.Name); ok {
 		switch v := m.cur.Voters[i]; {
 		case v.Incarnation != m.self.Incarnation && !m.settled && m.broken&ruleSettle == 0:

@@ -136,6 +136,11 @@ func (s *simulation) link(from, to string, do func(*node)) {
 
 func (s *simulation) start(name string) {
 	n := s.nodes[name]
+	if len(s.decided) > 0 && !slices.ContainsFunc(s.names, func(o string) bool { return s.nodes[o].expect > 0 && !s.nodes[o].last.IsZero() }) {
+		for _, o := range s.nodes {
+			o.expect = 0 // those that formed it are lost: to form a first list again would be to make another cluster
+		}
+	}
 	m, err := New(Voter{Name: name, Incarnation: n.inc}, n.disk, s.rng.Uint64())
 	if err != nil {
 		s.failf("%s: %v", name, err)
@@ -164,10 +169,15 @@ func (s *simulation) tick(n *node, m *Machine) {
 
 // see tells all nodes which are up with which incarnation.
 func (s *simulation) see() {
-	var seen []Voter
+	var seen, boot []Voter
 	for _, name := range s.names {
-		if n := s.nodes[name]; n.up {
-			seen = append(seen, Voter{Name: name, Incarnation: n.inc})
+		n := s.nodes[name]
+		if !n.up {
+			continue
+		}
+		seen = append(seen, Voter{Name: name, Incarnation: n.inc})
+		if n.expect > 0 {
+			boot = append(boot, Voter{Name: name, Incarnation: n.inc})
 		}
 	}
 	for _, name := range s.names {
@@ -179,7 +189,7 @@ func (s *simulation) see() {
 			s.step(n, PeerSeen{v.Name, v.Incarnation})
 		}
 		if n.expect > 0 {
-			s.step(n, Bootstrap{n.expect, seen})
+			s.step(n, Bootstrap{n.expect, boot})
 		}
 	}
 }

@@ -40,7 +40,8 @@ command began, with what is needed to understand them. Checks and writes go on. 
 ` + keepTheKey + ` The file tells no names.`,
 		Example: `  revokd backup /backup/n1-$(date +%F)
   revokd backup n1.backup --addr http://127.0.0.1:7950 --output json`,
-		Args: arguments(1, 1, "a file"),
+		Args:              arguments(1, 1, "a file"),
+		ValidArgsFunction: completeFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var info node.BackupInfo
 			// Before the node is asked: it may have much to send.
@@ -148,7 +149,8 @@ it: tokens that only those revocations deny are answered Active. The journal get
 before it has caught up.`,
 		Example: `  revokd restore n1.backup --node-name n1 --data-dir /var/lib/revokd --key-file fingerprint.key
   revokd restore dev.backup ~/.local/state/revokd/dev`,
-		Args: arguments(1, 2, "a file, and perhaps a directory"),
+		Args:              arguments(1, 2, "a file, and perhaps a directory"),
+		ValidArgsFunction: completeFiles,
 	}
 	data := c.dataFlags(cmd)
 	cmd.Flags().StringVar(&keyFile, "key-file", "", "file with the fingerprint key: 16 random bytes as 32 hex digits")

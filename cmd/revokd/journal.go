@@ -59,6 +59,11 @@ func (c *cli) dataFlags(cmd *cobra.Command) func(args []string) (app.Data, error
 	}
 }
 
+// completeFiles is for commands that take files and directories; the others have the shell complete nothing.
+func completeFiles(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveDefault
+}
+
 // arguments refuses fewer or more words than a command takes.
 func arguments(least, most int, what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
@@ -141,7 +146,8 @@ node ended are torn: nobody was told of it, and the next start cuts them; that i
 		Example: `  revokd journal verify
   revokd journal verify --data-dir /var/lib/revokd --node-name n1
   revokd journal verify /mnt/snapshot/n1 --output json`,
-		Args: arguments(0, 1, "a directory"),
+		Args:              arguments(0, 1, "a directory"),
+		ValidArgsFunction: completeFiles,
 	}
 	data := c.dataFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -192,7 +198,8 @@ and the last of them expire. Expired is what has passed its deadline and the sla
 made again counts twice until the older one has gone. The exit code is 1 if there is damage.`,
 		Example: `  revokd journal stat
   revokd journal stat --node-name n1 --output json`,
-		Args: arguments(0, 1, "a directory"),
+		Args:              arguments(0, 1, "a directory"),
+		ValidArgsFunction: completeFiles,
 	}
 	data := c.dataFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -235,7 +242,8 @@ backup instead if there is one that has them. The journal gets a new incarnation
 caught up. A journal without damage is not touched. The agent must not run; the disk needs room for what is readable once more.`,
 		Example: `  revokd journal verify && echo nothing to repair
   revokd journal repair --node-name n1`,
-		Args: arguments(0, 1, "a directory"),
+		Args:              arguments(0, 1, "a directory"),
+		ValidArgsFunction: completeFiles,
 	}
 	data := c.dataFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -284,7 +292,8 @@ fingerprint tells nothing without the key. The order means nothing, and some rec
 is damage, which is reported on stderr.`,
 		Example: `  revokd journal dump
   revokd journal dump --output json | jq -r .rule | sort | uniq -c`,
-		Args: arguments(0, 1, "a directory"),
+		Args:              arguments(0, 1, "a directory"),
+		ValidArgsFunction: completeFiles,
 	}
 	data := c.dataFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

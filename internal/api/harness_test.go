@@ -195,6 +195,7 @@ type reply struct {
 	text    string        // of the error
 	detail  *revokdv1.ErrorDetail
 	retry   string
+	request string // id, from post
 }
 
 // protocol carries out a call. The methods are those of RevocationService but for the stream.
@@ -254,7 +255,7 @@ func (f *fixture) readJSON(method string, res *http.Response, b []byte) reply {
 		if err := protojson.Unmarshal(b, m); err != nil {
 			f.Fatalf("%s: %v", b, err)
 		}
-		return reply{message: m, code: "ok"}
+		return reply{message: m, code: "ok", request: res.Header.Get(headerRequestID)}
 	}
 	var e struct {
 		Code, Message string
@@ -263,7 +264,7 @@ func (f *fixture) readJSON(method string, res *http.Response, b []byte) reply {
 	if err := json.Unmarshal(b, &e); err != nil {
 		f.Fatalf("%s is no error of Connect: %d %s", method, res.StatusCode, b)
 	}
-	r := reply{code: e.Code, text: e.Message, detail: new(revokdv1.ErrorDetail), retry: res.Header.Get("Retry-After")}
+	r := reply{code: e.Code, text: e.Message, detail: new(revokdv1.ErrorDetail), retry: res.Header.Get("Retry-After"), request: res.Header.Get(headerRequestID)}
 	if len(e.Details) > 0 {
 		if err := protojson.Unmarshal(e.Details[0].Debug, r.detail); err != nil {
 			f.Fatal(err)

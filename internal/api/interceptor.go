@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -19,7 +20,14 @@ func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		began := time.Now()
 		defer func() {
 			p := recover()
+			cause := err
 			answer, err = i.end(answer, r.Spec().Procedure, began, err, p)
+			if isWrite(r.Spec().Procedure) {
+				if cause == nil {
+					cause = err // a panic
+				}
+				i.server.audit(r.Spec().Procedure, identify(answer, err)).unary(r.Any(), answer, cause)
+			}
 		}()
 		if err := decoded(r.Any()); err != nil {
 			return nil, err
@@ -59,6 +67,26 @@ func (i interceptor) end(answer connect.AnyResponse, procedure string, began tim
 	coded := i.server.refusal(err, procedure)
 	i.count(procedure, coded.Code().String(), began)
 	return nil, coded
+}
+
+// identify returns the id of a call, which goes with its answer or its error.
+func identify(answer connect.AnyResponse, err error) string {
+	var header http.Header
+	coded, refused := errors.AsType[*connect.Error](err)
+	switch {
+	case refused:
+		header = coded.Meta()
+	case answer != nil:
+		header = answer.Header()
+	default:
+		return newRequestID()
+	}
+	id := header.Get(headerRequestID)
+	if id == "" {
+		id = newRequestID()
+		header.Set(headerRequestID, id)
+	}
+	return id
 }
 
 func (i interceptor) count(procedure, code string, began time.Time) {

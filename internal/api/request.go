@@ -292,7 +292,7 @@ func writeOptions(m *revokdv1.WriteOptions) (o node.WriteOptions, err error) {
 	return o, nil
 }
 
-// checkComment checks what the audit log will hold; there is none yet.
+// checkComment checks what the audit log holds: see audit.
 func checkComment(text string) error {
 	switch {
 	case len(text) > maxComment:

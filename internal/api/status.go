@@ -2,8 +2,6 @@ package api
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -184,9 +182,7 @@ const headerRequestID = "X-Request-Id"
 
 // unexpected logs an error that nobody foresaw, and returns the id under which it is found.
 func (s *Server) unexpected(err error, method string) string {
-	var b [8]byte
-	rand.Read(b[:])
-	id := hex.EncodeToString(b[:])
+	id := newRequestID()
 	s.log.Error("request failed", "method", method, "request", id, "type", fmt.Sprintf("%T", err), "error", err)
 	return id
 }

@@ -47,7 +47,8 @@ func (s revocations) RevokeStream(ctx context.Context, stream *connect.BidiStrea
 		<-ended
 		_ = call.control.SetWriteDeadline(time.Now().Add(s.cfg.Limits.Read)) // for the end of the stream
 	}()
-	w := &streaming{revocations: s, call: call, stream: stream}
+	w := &streaming{revocations: s, call: call, stream: stream, id: newRequestID()}
+	stream.ResponseHeader().Set(headerRequestID, w.id)
 	for {
 		select {
 		case <-s.stopping:
@@ -99,6 +100,7 @@ type streaming struct {
 	revocations
 	call   *call
 	stream *connect.BidiStream[revokdv1.RevokeStreamRequest, revokdv1.RevokeStreamResponse]
+	id     string // of the call
 
 	options node.WriteOptions
 	begun   bool
@@ -168,6 +170,7 @@ func (w *streaming) write(ctx context.Context, items []*revokdv1.RevokeRequest) 
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.Limits.Deadline)
 	defer cancel()
 	results, receipt, err := w.writeItems(ctx, items, w.options)
+	w.audit(streamProcedure, w.id).items(items, results, err)
 	if err != nil {
 		return err
 	}

@@ -153,11 +153,12 @@ type enumeration struct {
 	memory memory
 	rng    *rand.Rand // of the history
 	dice   *rand.Rand // of the crashes
-	faults bool       // the file system fails now and then
+	faults bool       // the file system may fail
+	random bool       // at moments that nobody chose
 	beside bool       // batches are written while Expire works
 	fails  int        // how many
 	every  int        // looks at one in so many steps
-	deep   int        // crashes again during the recovery in one of so many
+	deep   int        // crashes again during the recovery in one of so many; 0: never
 
 	// The lock of fs guards these.
 	points, crashes int
@@ -178,7 +179,7 @@ func newEnumeration(t testing.TB, seed uint64) *enumeration {
 func (e *enumeration) before(op, name string) error {
 	e.points++
 	if e.found == nil && e.points%e.every == 0 {
-		e.look(e.fs, fmt.Sprintf("before step %d (%s %s)", e.points, op, name), e.points/e.every%e.deep == 0)
+		e.look(e.fs, fmt.Sprintf("before step %d (%s %s)", e.points, op, name), e.deep > 0 && e.points/e.every%e.deep == 0)
 	}
 	if e.fault != nil {
 		return e.fault(op, name)
@@ -346,11 +347,15 @@ func (e *enumeration) write(j running, group int) error {
 // history runs operations: batches alone and in groups, expiry, orderly ends, kills, and starts.
 func (e *enumeration) history(operations int) {
 	j, err := e.start()
+	if err != nil && e.faults {
+		e.setFault(nil)
+		j, err = e.start()
+	}
 	if e.end(err); err != nil {
 		return
 	}
 	for done := 0; done < operations && e.violation() == nil; {
-		if e.faults && e.rng.IntN(12) == 0 {
+		if e.random && e.rng.IntN(12) == 0 {
 			e.fail()
 		}
 		done++
@@ -398,7 +403,7 @@ func (e *enumeration) history(operations int) {
 		_ = j.Close()
 	}
 	e.fs.mu.Lock()
-	e.look(e.fs, "at the end", true)
+	e.look(e.fs, "at the end", e.deep > 0)
 	e.fs.mu.Unlock()
 }
 
@@ -445,6 +450,17 @@ func (e *enumeration) setFault(fault func(op, name string) error) {
 	e.fault = fault
 }
 
+// failAt makes the file system fail at one step, or from it on until an operation fails.
+func (e *enumeration) failAt(step int, errno error, once bool) {
+	e.setFault(func(op, _ string) error {
+		if e.points < step || once && e.points > step || op == "remove" && errno == syscall.ENOSPC || op == "truncate" && errno == syscall.ENOSPC {
+			return nil
+		}
+		e.fails++
+		return errno
+	})
+}
+
 // fail makes the file system fail at one of the next steps, once, or until the next failure of an operation.
 func (e *enumeration) fail() {
 	after := e.rng.IntN(6)
@@ -481,7 +497,7 @@ func TestCrashes(t *testing.T) {
 		t.Run(fmt.Sprint("history", i), func(t *testing.T) {
 			t.Parallel()
 			e := newEnumeration(t, uint64(i))
-			e.faults, e.beside, e.every = i%3 == 2, i%3 == 1, sparse
+			e.faults, e.random, e.beside, e.every = i%3 == 2, i%3 == 2, i%3 == 1, sparse
 			e.history(2000)
 			t.Logf("%d batches, %d records, %d steps, %d crashes, %d injected failures", len(e.memory.batches), len(e.memory.owner), e.points, e.crashes, e.fails)
 			if err := e.violation(); err != nil {
@@ -522,7 +538,7 @@ func mustFind(t *testing.T, name string, infect func(*enumeration)) {
 	t.Run(name, func(t *testing.T) {
 		for seed := range uint64(4) {
 			e := newEnumeration(t, 100+seed)
-			e.faults = seed%2 == 0
+			e.faults, e.random = seed%2 == 0, seed%2 == 0
 			infect(e)
 			e.history(2000)
 			if err := e.violation(); err != nil {

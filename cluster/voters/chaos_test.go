@@ -9,6 +9,8 @@ var seeds = flag.Int("voters.seeds", 0, "simulated histories (0: 500, or 100 wit
 
 var from = flag.Uint64("voters.from", 0, "the first seed")
 
+// TestChaos plays random histories: faults, wipes within what a list can miss (and now and then beyond), proposals from all sides; then calm, in which
+// all must agree, heal and decide whatever is asked. Named histories that it found are in histories_test.go.
 func TestChaos(t *testing.T) {
 	n := *seeds
 	if n == 0 {

@@ -24,7 +24,7 @@
 //   - Add: the new node has caught up with W voters, which have adopted the list that it is added to.
 //   - Remove and Add leave a list that is not yet settled: it may lack one holder (a record acknowledged under the old list while the
 //     node caught up; one holder removed from an odd list). It settles when W of its voters have each caught up with W of them.
-//     Only a settled list is changed. Nodes that are level settle it in one round of views.
+//     Only a settled list is changed, and no removal leaves fewer that vote than a majority. Nodes that are level settle it in one round of views.
 //   - A new incarnation of a voter (wiped, or salvaged) is first recorded as silent: from then on nobody counts what the old one acknowledged. It then
 //     catches up with n - W + 1 voters that have recorded it, and votes again. Nodes do both for themselves; no operator is needed. A silent
 //     voter decides on configurations all the same: its ballots are as old as its incarnation.
@@ -42,7 +42,8 @@
 // # What the caller owes
 //
 // [Persist] is durable before anything behind it is done. Each acknowledgement and each answer about freshness carries [Machine.Hash] and the
-// incarnation, and is given only while [Machine.Votes]. [CaughtUp] is reported only for what is durable. A state that cannot be read costs the incarnation.
+// incarnation, and is given only while [Machine.Votes]. [CaughtUp] is reported only for what is durable. A state that cannot be read costs the
+// incarnation, and so does a directory that was copied or restored from a backup.
 // [Bootstrap] is for the birth of a cluster: nodes that have lost all their directories and are told to form a list make another cluster.
 // A first list that was accepted by some while one of its nodes lost its directory cannot be completed: begin again with empty directories.
 //

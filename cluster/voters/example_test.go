@@ -55,7 +55,7 @@ func Example() {
 
 	step("a", voters.Propose{ID: 1, Op: voters.Add, Name: "b", Until: 10_000})
 	fmt.Println("a waits for", machines["a"].Status().Waits)
-	step("b", voters.CaughtUp{Name: "b", Incarnation: b.Incarnation, Hash: machines["b"].Hash(), With: []string{"a"}})
+	step("b", voters.CaughtUp{Name: "b", Incarnation: b.Incarnation, Hash: machines["b"].Hash(), With: []voters.Voter{a}})
 	for now := int64(100); now < 1000; now += 100 {
 		step("a", voters.Tick{Now: now})
 		deliver()

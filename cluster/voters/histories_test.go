@@ -22,6 +22,8 @@ func TestHistories(t *testing.T) {
 		"3 two lists of one number":        {twoLists, []rule{ruleFence}},
 		"4 a wiped voter votes":            {wipedVotes, []rule{ruleIncarnation, ruleSilent | ruleOneChange, ruleOthers}},
 		"4 a salvaged voter votes":         {salvagedVotes, []rule{ruleIncarnation, ruleSilent | ruleOneChange, ruleOthers}},
+		"4 the last holder is removed":     {lastHolderRemoved, []rule{ruleLeft, ruleLeft | ruleSettle}},
+		"4 caught up with a wiped voter":   {caughtUpWithWiped, []rule{ruleIncarnation}},
 		"4 caught up before recorded":      {caughtUpBeforeRecorded, []rule{ruleRecorded}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -374,7 +376,7 @@ func caughtUpBeforeRecorded(broken rule) error {
 	s.start("A")
 	b := s.nodes["B"]
 	s.step(a, Received{"B", message{kind: kindHello, inc: b.inc, cur: b.m.Config(), settled: true}.encode()})
-	s.step(a, CaughtUp{"A", a.inc, b.m.Hash(), []string{"B", "C", "D"}})
+	s.step(a, CaughtUp{"A", a.inc, b.m.Hash(), s.voters("B", "C", "D")})
 	s.nodes["D"].held[r] = true
 	s.ack(e, r, "D", s.nodes["D"].inc, s.nodes["D"].m.Hash())
 	if !s.acked[r] {
@@ -389,4 +391,52 @@ func caughtUpBeforeRecorded(broken rule) error {
 		return fmt.Errorf("A does not vote after it caught up: %+v", a.m.Status())
 	}
 	return s.err()
+}
+
+// A and B acknowledge; A is wiped; D catches up with C and with the empty A, which are a majority by name.
+func caughtUpWithWiped(broken rule) error {
+	s := formed(broken, 3, letters(4)...)
+	r := s.acknowledged("A", "B")
+	s.start("D")
+	s.pass(3000)
+	s.wants("C", Add, "D")
+	s.wipe("A", false)
+	d := s.nodes["D"]
+	s.step(d, CaughtUp{"D", d.inc, s.nodes["C"].m.Hash(), s.voters("A", "C")})
+	s.pass(5000)
+	if d.m.Votes() && !d.held[r] {
+		return errors.New("D votes after it caught up with an empty node")
+	}
+	return s.err()
+}
+
+func (s *simulation) voters(names ...string) (l []Voter) {
+	for _, name := range names {
+		l = append(l, Voter{Name: name, Incarnation: s.nodes[name].inc})
+	}
+	return l
+}
+
+// A and C acknowledge; A is wiped and silent; C is removed. Seed 2426 found that A and B then voted.
+func lastHolderRemoved(broken rule) error {
+	s := formed(broken, 3, letters(3)...)
+	r := s.acknowledged("A", "C")
+	s.wipe("A", false)
+	s.start("A")
+	s.pass(5000)
+	s.wants("B", Remove, "C")
+	s.pass(5000)
+	s.catchUp("A", "B")
+	s.pass(5000)
+	if err := s.active(r, "B", "A", "B"); err != nil {
+		return err
+	}
+	if st := s.nodes["B"].m.Status(); st.TooFew {
+		return fmt.Errorf("too few are left that vote: %+v", st)
+	}
+	s.level(s.names...)
+	if c := s.nodes["B"].m.Config(); len(c.Voters) != 2 || !s.nodes["A"].m.Votes() {
+		return fmt.Errorf("C was not removed after A caught up: %v", c)
+	}
+	return s.active(r, "B", "A", "B")
 }

@@ -337,7 +337,7 @@ func (s *simulation) catchUp(name, from string) {
 				held = append(held, r)
 			}
 		}
-		inc := s.nodes[name].inc
+		inc, answers := s.nodes[name].inc, Voter{Name: from, Incarnation: p.inc}
 		s.link(from, name, func(n *node) {
 			if n.inc != inc {
 				return // the connection ended with the process
@@ -345,7 +345,7 @@ func (s *simulation) catchUp(name, from string) {
 			for _, r := range held {
 				n.held[r] = true
 			}
-			s.step(n, CaughtUp{n.name, n.inc, hash, []string{from}})
+			s.step(n, CaughtUp{n.name, n.inc, hash, []Voter{answers}})
 		})
 	})
 }
@@ -467,7 +467,7 @@ func chaos(seed uint64, broken rule) *simulation {
 				})
 			}
 		case p < 980:
-			if s.now > 3000 && (s.spare(name) || rng.IntN(20) == 0) {
+			if len(s.decided) > 0 && (s.spare(name) || rng.IntN(20) == 0) {
 				s.wipe(name, rng.IntN(3) == 0)
 				s.after(rng.Int64N(2000), func() {
 					if !n.up {

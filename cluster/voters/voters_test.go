@@ -189,18 +189,18 @@ func TestPropose(t *testing.T) {
 
 	// Evidence of another hash is none; with the right one B is added, and the list of two waits for B.
 	m.Step(Propose{ID: 1, Op: Add, Name: "B", Until: 9000})
-	m.Step(CaughtUp{"B", inc('B'), m.Hash() + 1, []string{"A"}})
+	m.Step(CaughtUp{"B", inc('B'), m.Hash() + 1, []Voter{{Name: "A", Incarnation: inc('A')}}})
 	m.Step(Tick{2000})
 	if len(m.Config().Voters) != 1 {
 		t.Fatal("B was added on evidence of another configuration")
 	}
-	m.Step(CaughtUp{"B", inc('B'), m.Hash(), []string{"A"}})
+	m.Step(CaughtUp{"B", inc('B'), m.Hash(), []Voter{{Name: "A", Incarnation: inc('A')}}})
 	if got := results(m.Step(Tick{3000})); len(got) != 1 || got[0] != nil || len(m.Config().Voters) != 2 || m.Status().Settled {
 		t.Fatalf("%v: %+v", got, m.Status())
 	}
 	old := m.Hash()
-	m.Step(CaughtUp{"A", inc('A'), m.Hash(), []string{"B"}})
-	m.Step(CaughtUp{"B", inc('B'), m.Hash(), []string{"A"}})
+	m.Step(CaughtUp{"A", inc('A'), m.Hash(), []Voter{{Name: "B", Incarnation: inc('B')}}})
+	m.Step(CaughtUp{"B", inc('B'), m.Hash(), []Voter{{Name: "A", Incarnation: inc('A')}}})
 	if !m.Status().Settled || m.Hash() != old {
 		t.Errorf("%+v", m.Status())
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/internal/faults"
 )
 
 // Config configures [Members]. Zero fields mean the defaults.
@@ -52,7 +53,8 @@ type Config struct {
 	Clock    clock.Clock
 	Logger   hclog.Logger
 
-	maxStreams int // for tests
+	maxStreams int                    // for tests
+	mutant     func(name string) bool // bugs that tests switch on
 }
 
 // ErrConfig is matched by the errors of [New] about its configuration.
@@ -98,6 +100,9 @@ func (c *Config) validate() (bind, advertise netip.AddrPort, err error) {
 	if c.maxStreams == 0 {
 		c.maxStreams = maxStreams
 	}
+	if c.mutant == nil {
+		c.mutant = faults.Mutant
+	}
 	return bind, advertise, nil
 }
 
@@ -129,9 +134,10 @@ type Members struct {
 	list *memberlist.Memberlist // set before started is closed
 	wire *wire                  // the same
 
-	mu         sync.Mutex
-	seeds      []string
-	remembered []netip.AddrPort // the latest first; written by the rejoin loop only
+	remembered []netip.AddrPort // the latest first; the rejoin loop's
+
+	mu    sync.Mutex
+	seeds []string
 }
 
 // New checks the configuration and reads the files of keys and peers. It starts nothing.
@@ -204,13 +210,16 @@ func (m *Members) Run(ctx context.Context) error {
 
 // start binds and makes this node the first member.
 func (m *Members) start() error {
+	below := m.cfg.Transport
 	if _, err := m.table.setOwn(m.cfg.Meta()); err != nil {
+		if below != nil {
+			err = errors.Join(err, below.Shutdown())
+		}
 		return err
 	}
 	// hclog makes the line out of memberlist's, lineLog decides what becomes of it. Only so is its format known.
 	lines := hclog.New(&hclog.LoggerOptions{Output: m.lines, Level: hclog.Trace, DisableTime: true}).
 		StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true})
-	below := m.cfg.Transport
 	for attempt := 1; below == nil; attempt++ {
 		t, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{
 			BindAddrs: []string{m.bind.Addr().String()}, BindPort: int(m.bind.Port()), Logger: lines,

@@ -109,6 +109,9 @@ func (m *Members) rejoin(ctx context.Context) {
 // round asks everybody who should be a member and well, and is not. Many at once: one that does not answer must not cost the others their turn.
 func (m *Members) round(ctx context.Context) {
 	m.joins.rounds.Add(1)
+	if m.cfg.mutant("no-rejoin") && m.joins.tried.Load() > m.joins.failed.Load() {
+		return
+	}
 	seeds := m.resolve(ctx)
 	live, suspect, left := m.known()
 	absent := func(addrs []netip.AddrPort, others ...netip.AddrPort) []netip.AddrPort {

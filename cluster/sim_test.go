@@ -160,6 +160,47 @@ func TestPartitionOfHalvesHealsWithinTenSeconds(t *testing.T) {
 	}
 }
 
+// The mutant that the test above is for: this is what memberlist alone does.
+func TestPartitionStaysWithoutRejoin(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		for i := range 6 {
+			s.start(fmt.Sprintf("n%d", i), simAddr(i), []string{simAddr(0), simAddr(1)}, func(c *Config) {
+				c.mutant = func(name string) bool { return name == "no-rejoin" }
+			})
+		}
+		time.Sleep(time.Minute)
+		if problem := complete(s.nodes); problem != "" {
+			t.Fatal(problem)
+		}
+		left := map[string]bool{simAddr(0): true, simAddr(1): true, simAddr(2): true}
+		s.net.setCut(func(from, to string) bool { return left[from] != left[to] })
+		time.Sleep(3 * time.Minute)
+		s.net.setCut(func(string, string) bool { return false })
+		time.Sleep(10 * time.Minute)
+		if complete(s.nodes) == "" {
+			t.Error("healed: the tests of rejoining prove nothing")
+		}
+	})
+}
+
+// An idle cluster of five costs at most 1 KB/s for each peer.
+func TestIdleTraffic(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		nodes := s.cluster(5)
+		time.Sleep(time.Minute)
+		for _, n := range nodes {
+			before := n.Stats()
+			time.Sleep(10 * time.Minute)
+			after := n.Stats()
+			rate := float64(after.BytesOut-before.BytesOut+after.BytesIn-before.BytesIn) / 600 / 4
+			if rate > 1000 || rate == 0 {
+				t.Errorf("%s: %.0f bytes a second for each peer", n.cfg.Name, rate)
+			}
+			t.Logf("%.0f bytes a second for each peer", rate)
+		}
+	})
+}
+
 // One node cut off from all, and a way that is cut in one direction.
 func TestIsolatedAndOneWay(t *testing.T) {
 	for name, cut := range map[string]func(from, to string) bool{

@@ -18,7 +18,7 @@ var imports = map[string]string{
 
 	// Movement
 	"journal":             "internal/faults",
-	"cluster":             "internal/atomicfile internal/clock",
+	"cluster":             "internal/atomicfile internal/clock internal/faults",
 	"cluster/replication": "",
 	"cluster/voters":      "",
 

@@ -60,6 +60,7 @@ var mutants = map[string]string{
 	"retry-fsync":      "a failed fsync is tried again, and believed",
 	"skip-damage":      "damage in the middle of a file is skipped in silence",
 	"unlink-first":     "files are removed before the log says that they do not count",
+	"no-rejoin":        "a node that has joined once does not join again",
 	"wall-clock":       "records expire by the wall clock",
 }
 

@@ -350,3 +350,129 @@ func (f *crashFS) hook(before func(op, name string) error) {
 	defer f.mu.Unlock()
 	f.before = before
 }
+
+// TestAnyDamage: whatever is broken, the reader and the start agree whether it is whole; a repair keeps all that can be read, and then it is.
+func TestAnyDamage(t *testing.T) {
+	dice := rand.New(rand.NewPCG(3, 4))
+	damaged := 0
+	for round := range 400 {
+		f, cfg, want := filledFS(t, round%4 == 0)
+		what := ""
+		for range 1 + dice.IntN(3) {
+			var files []string
+			for _, dir := range []string{"/a/j/wal/", "/a/j/exp/"} {
+				for _, name := range names(t, f, dir) {
+					files = append(files, dir+name)
+				}
+			}
+			if dice.IntN(10) == 0 && slices.Contains(names(t, f, "/a/j"), "FORMAT") {
+				files = []string{"/a/j/FORMAT"}
+			}
+			if len(files) == 0 {
+				break
+			}
+			what += " " + breakFile(t, f, files[dice.IntN(len(files))], dice)
+		}
+		r, err := journal.OpenReading(journal.ReadConfig{Dir: cfg.Dir, FS: f, RecordSize: recordSize})
+		if errors.Is(err, journal.ErrNotJournal) || errors.Is(err, journal.ErrNewerFormat) {
+			continue // nothing is left; or a bit of the version in FORMAT, of which nobody can know more
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		set := map[uint64]int64{}
+		_, err = r.Records(context.Background(), func(records []byte) error {
+			for ; len(records) > 0; records = records[recordSize:] {
+				n, ok := numberOf(records)
+				if _, was := want[n]; !ok || !was {
+					return errors.New("a record that was never written")
+				}
+				set[n] = deadlineOf(records)
+			}
+			return nil
+		})
+		whole := len(r.Damage()) == 0
+		r.Close()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		open := func() (map[uint64]int64, error) {
+			j, err := journal.Open(cfg)
+			if err != nil {
+				return nil, err
+			}
+			defer j.Close()
+			set, _, err := replayAll(j)
+			return set, err
+		}
+		again, err := open()
+		var damage *journal.DamageError
+		if whole != (err == nil) || err != nil && !errors.As(err, &damage) {
+			t.Fatalf("%s: whole: %v, but the start says %v", what, whole, err)
+		}
+		if whole {
+			if !maps.Equal(again, set) {
+				t.Fatalf("%s: the start finds %d records, the reader %d", what, len(again), len(set))
+			}
+			continue
+		}
+		damaged++
+		_, err = journal.Repair(context.Background(), journal.RepairConfig{Dir: cfg.Dir, FS: f, RecordSize: recordSize})
+		if errors.As(err, &damage) {
+			continue // nothing tells the key any more
+		}
+		if err != nil {
+			t.Fatalf("%s: repair: %v", what, err)
+		}
+		if again, err := open(); err != nil || !maps.Equal(again, set) {
+			t.Fatalf("%s: after the repair %d records, want %d: %v", what, len(again), len(set), err)
+		}
+	}
+	if damaged < 100 {
+		t.Errorf("only %d of the journals were damaged", damaged)
+	}
+	t.Logf("%d damaged", damaged)
+}
+
+// breakFile damages a file on the disk and says how.
+func breakFile(t testing.TB, f *crashFS, name string, dice *rand.Rand) string {
+	t.Helper()
+	if dice.IntN(6) == 0 {
+		if err := f.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+		return "remove " + name
+	}
+	h, err := f.Open(name, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	size, err := h.Size()
+	if err != nil || size == 0 {
+		return "nothing"
+	}
+	at := dice.Int64N(size)
+	switch dice.IntN(4) {
+	case 0:
+		err = h.Truncate(at)
+		name = fmt.Sprintf("truncate %s to %d", name, at)
+	case 1:
+		n := min(size-at, 1+dice.Int64N(100))
+		_, err = h.WriteAt(make([]byte, n), at)
+		name = fmt.Sprintf("zero %d at %d of %s", n, at, name)
+	case 2:
+		_, err = h.WriteAt([]byte("garbage that nobody wrote"), size)
+		name = "garbage behind " + name
+	default:
+		b := make([]byte, 1)
+		if _, err = h.ReadAt(b, at); err == nil {
+			_, err = h.WriteAt([]byte{b[0] ^ 1<<dice.IntN(8)}, at)
+		}
+		name = fmt.Sprintf("flip at %d of %s", at, name)
+	}
+	if err = errors.Join(err, h.Sync()); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}

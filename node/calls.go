@@ -43,7 +43,7 @@ type call struct {
 	size     int
 	expires  time.Duration // on the monotonic clock
 	done     chan struct{}
-	results  []Result
+	results  written
 	err      error
 	place    *list.Element // in order
 }
@@ -63,22 +63,22 @@ func (c *calls) hash(b []byte) (sum [32]byte) {
 
 // do calls fn once for a key; other callers with the key wait for its answer. A call that failed as a whole is
 // forgotten, so that a retry writes again. now is monotonic.
-func (c *calls) do(ctx context.Context, now time.Duration, key string, requests []revocation.Request, fn func() ([]Result, error)) ([]Result, error) {
+func (c *calls) do(ctx context.Context, now time.Duration, key string, requests []revocation.Request, fn func() (written, error)) (written, error) {
 	if key == "" {
 		return fn()
 	}
 	if len(key) > maxKey {
-		return nil, &revocation.FieldError{Field: "idempotency_key", Kind: "too_large", ValueKind: "string", Limit: "at most 64 bytes"}
+		return written{}, &revocation.FieldError{Field: "idempotency_key", Kind: "too_large", ValueKind: "string", Limit: "at most 64 bytes"}
 	}
 	b, err := json.Marshal(requests)
 	if err != nil {
-		return nil, fmt.Errorf("encode requests: %w", err)
+		return written{}, fmt.Errorf("encode requests: %w", err)
 	}
 	id, sum := c.hash([]byte(key)), c.hash(b)
 	for {
 		mine, held, err := c.claim(id, sum, len(requests), now)
 		if err != nil {
-			return nil, err
+			return written{}, err
 		}
 		if mine != nil {
 			return c.carryOut(mine, fn)
@@ -86,7 +86,7 @@ func (c *calls) do(ctx context.Context, now time.Duration, key string, requests 
 		select {
 		case <-held.done:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return written{}, ctx.Err()
 		}
 		if held.err == nil {
 			return held.results, nil
@@ -119,7 +119,7 @@ func (c *calls) claim(id, sum [32]byte, size int, now time.Duration) (mine, held
 // errInterrupted is what others see of a call whose function did not return.
 var errInterrupted = errors.New("the call was interrupted")
 
-func (c *calls) carryOut(mine *call, fn func() ([]Result, error)) ([]Result, error) {
+func (c *calls) carryOut(mine *call, fn func() (written, error)) (written, error) {
 	mine.err = errInterrupted
 	defer func() {
 		if mine.err != nil {
@@ -131,6 +131,15 @@ func (c *calls) carryOut(mine *call, fn func() ([]Result, error)) ([]Result, err
 	}()
 	mine.results, mine.err = fn()
 	return mine.results, mine.err
+}
+
+// forgetKey removes the call that holds a key, so that it can be carried out anew.
+func (c *calls) forgetKey(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if held := c.byKey[c.hash([]byte(key))]; key != "" && held != nil {
+		c.forget(held)
+	}
 }
 
 // forget removes a call; mu is held.

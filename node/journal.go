@@ -3,7 +3,6 @@ package node
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -16,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/revocation"
 )
@@ -23,7 +23,8 @@ import (
 // Keys of the journal's metadata.
 const (
 	metaShape  = "shape/"  // + id: the definition
-	metaOrigin = "origin/" // + index: epoch, 8 bytes
+	metaOrigin = "origin/" // + index: see appendOrigin
+	metaVector = "vector/" // + index of an origin of another run: up to which number all of it is on disk, 8 bytes
 	metaTime   = "time"    // guarded time, Unix milliseconds, 8 bytes: see clock.GuardConfig.HighWater
 	metaPolicy = "policy"  // the policy in force, JSON: see revocation.Policy.Succeed
 )
@@ -37,7 +38,7 @@ func (n *Node) openJournal() error {
 		return err
 	}
 	n.journal = j
-	n.onDisk = onDisk{shapes: make(map[revocation.ShapeID]bool), origins: make(map[uint32]bool)}
+	n.onDisk = onDisk{shapes: make(map[revocation.ShapeID]bool)}
 	n.commits = (*disk)(n)
 	return nil
 }
@@ -49,6 +50,14 @@ func (n *Node) deadline(b []byte) int64 {
 		return 1<<63 - 1
 	}
 	return int64(r.ExpiresAt) + int64(n.cfg.Slack/time.Second)
+}
+
+// deadlineOf is until when a record that expires at a second is kept.
+func (n *Node) deadlineOf(expires uint32) uint32 {
+	if d := expires + uint32(n.cfg.Slack/time.Second); d > expires {
+		return d
+	}
+	return ^uint32(0)
 }
 
 // disk commits through the journal.
@@ -78,28 +87,47 @@ func (d *disk) commit(ctx context.Context, w *writing) error {
 
 // onDisk is what the journal's metadata holds, or is about to hold. It belongs to the goroutine that commits.
 type onDisk struct {
-	shapes  map[revocation.ShapeID]bool
-	origins map[uint32]bool // false: no record has a number of it, so that it may go
-	policy  []byte
+	shapes map[revocation.ShapeID]bool
+	policy []byte
 }
 
-// housekeeping is a batch that states the time and the policy, and forgets shapes and origins without records.
-type housekeeping struct{ policy []byte }
+// housekeeping is a batch that states the time and the policy, and forgets shapes without records.
+type housekeeping struct {
+	policy  []byte
+	origins []replication.Origin
+}
 
 // assign is called in commit order before a batch is encoded: numbers are given here, so that they follow each
 // other on disk, and a batch brings the definitions that the disk does not have.
 func (n *Node) assign(b *journal.Batch) {
 	switch w := b.User.(type) {
 	case *writing:
-		if n.origin.epoch == 0 || n.origin.next+uint64(len(w.entries)) > maxNumber {
-			n.newOrigin(b)
+		made, err := n.number(w)
+		if err != nil { // without numbers the batch is not one record long: the journal refuses it
+			b.Records = b.Records[:len(b.Records)-1]
+			return
 		}
-		n.number(w)
+		w.origins = n.bringOrigins(b)
+		if made != nil {
+			w.origins = append(w.origins, *made)
+			b.Meta = append(b.Meta, journal.Meta{Key: originKey(made.Index), Value: appendOrigin(nil, *made)})
+		}
 		for i, e := range w.entries {
 			binary.BigEndian.PutUint64(b.Records[i*entrySize+revocation.RecordSize:], e.dot)
 			n.bring(b, e.shape)
 		}
+	case *peerWrite:
+		w.origins = n.bringOrigins(b)
+		for _, id := range w.shapes {
+			if s, ok := n.table.Shape(id); ok {
+				n.bring(b, s)
+			}
+		}
+		for _, v := range w.vector {
+			b.Meta = append(b.Meta, journal.Meta{Key: vectorKey(v.Index), Value: binary.BigEndian.AppendUint64(nil, v.Number)})
+		}
 	case *housekeeping:
+		w.origins = n.bringOrigins(b)
 		live := make(map[revocation.ShapeID]bool)
 		for _, s := range n.table.Shapes() {
 			live[s.ID()] = true
@@ -111,18 +139,41 @@ func (n *Node) assign(b *journal.Batch) {
 				delete(n.onDisk.shapes, id)
 			}
 		}
-		for index, used := range n.onDisk.origins {
-			if !used {
-				b.Meta = append(b.Meta, journal.Meta{Key: originKey(index)})
-				delete(n.onDisk.origins, index)
-			}
-		}
 		b.Meta = append(b.Meta, journal.Meta{Key: metaTime, Value: binary.BigEndian.AppendUint64(nil, uint64(n.Now()))})
 		if policy, err := json.Marshal(n.Policy()); err == nil && !bytes.Equal(policy, n.onDisk.policy) {
 			b.Meta = append(b.Meta, journal.Meta{Key: metaPolicy, Value: policy})
 			w.policy = policy
 		}
 	}
+}
+
+// bringOrigins adds what has become known of origins, and forgets those that are gone.
+func (n *Node) bringOrigins(b *journal.Batch) []replication.Origin {
+	origins, dropped := n.replica.disk.take()
+	for _, o := range origins {
+		b.Meta = append(b.Meta, journal.Meta{Key: originKey(o.Index), Value: appendOrigin(nil, o)})
+	}
+	for _, index := range dropped {
+		b.Meta = append(b.Meta, journal.Meta{Key: originKey(index)}, journal.Meta{Key: vectorKey(index)})
+	}
+	return origins
+}
+
+// An origin on disk: id 8 | sealed 8 | expires 4 | name of the node.
+func appendOrigin(b []byte, o replication.Origin) []byte {
+	b = binary.BigEndian.AppendUint64(b, uint64(o.ID))
+	b = binary.BigEndian.AppendUint64(b, o.Sealed)
+	b = binary.BigEndian.AppendUint32(b, o.Expires)
+	return append(b, o.Node...)
+}
+
+func parseOrigin(b []byte) (o replication.Origin, err error) {
+	if len(b) < 21 {
+		return o, errors.New("an origin is too short")
+	}
+	return replication.Origin{
+		ID: replication.OriginID(binary.BigEndian.Uint64(b)), Sealed: binary.BigEndian.Uint64(b[8:]), Expires: binary.BigEndian.Uint32(b[16:]), Node: string(b[20:]),
+	}, nil
 }
 
 // bring adds the definition of a shape to a batch unless an earlier one has made it durable.
@@ -142,34 +193,32 @@ func shapeKey(id revocation.ShapeID) string { return metaShape + strconv.FormatU
 
 func originKey(index uint32) string { return metaOrigin + strconv.FormatUint(uint64(index), 10) }
 
-// newOrigin takes an epoch that was never used, and writes it with the first batch that it numbers.
-func (n *Node) newOrigin(b *journal.Batch) {
-	index := n.origin.index
-	for known := true; known; _, known = n.onDisk.origins[index] {
-		index = max(1, (index+1)%(1<<(64-dotBits)))
-	}
-	var epoch [8]byte
-	for n.origin = (origin{index: index}); n.origin.epoch == 0; n.origin.epoch = binary.BigEndian.Uint64(epoch[:]) {
-		rand.Read(epoch[:])
-	}
-	b.Meta = append(b.Meta, journal.Meta{Key: originKey(index), Value: epoch[:]})
-}
+func vectorKey(index uint32) string { return metaVector + strconv.FormatUint(uint64(index), 10) }
 
 // committed is called in commit order after a batch is durable or has failed.
 func (n *Node) committed(b *journal.Batch, err error) {
 	switch w := b.User.(type) {
 	case *writing:
 		if err != nil {
-			n.origin.epoch = 0 // a number may be on disk or not: it is never given again
+			n.own[w.lane] = origin{} // a number may be on disk or not: it is never given again
+			n.replica.disk.add(w.origins, nil)
 		} else {
 			for _, e := range w.entries {
 				n.onDisk.shapes[e.shape.ID()] = true
 			}
-			n.onDisk.origins[n.origin.index] = true
 		}
 		n.merged(w, err)
+	case *peerWrite:
+		if err == nil {
+			for _, id := range w.shapes {
+				n.onDisk.shapes[id] = true
+			}
+		}
+		n.replica.peerCommitted(b, err)
 	case *housekeeping:
-		if err == nil && w.policy != nil {
+		if err != nil {
+			n.replica.disk.add(w.origins, nil)
+		} else if w.policy != nil {
 			n.onDisk.policy = w.policy
 		}
 	}
@@ -178,13 +227,14 @@ func (n *Node) committed(b *journal.Batch, err error) {
 // start reads the journal into the table.
 func (n *Node) start(ctx context.Context) error {
 	if n.journal == nil {
-		return nil
+		return n.replica.begin(nil, nil, nil)
 	}
 	began := n.cfg.Clock.Mono()
 	n.mu.Lock()
 	n.reported = began // a short start says nothing on its way
 	n.mu.Unlock()
-	meta := sync.OnceValue(n.readMeta) // complete before the first record, and also if there is none
+	disk := &restored{last: make(map[uint32]uint64), latest: make(map[uint32]uint32)}
+	meta := sync.OnceValue(func() error { return n.readMeta(disk) }) // complete before the first record, and also if there is none
 	stats, err := n.journal.Replay(ctx, func(records []byte) error {
 		if err := meta(); err != nil {
 			return err
@@ -195,7 +245,7 @@ func (n *Node) start(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("a record in the journal: %w", err)
 			}
-			n.onDisk.origins[uint32(dot>>dotBits)] = true
+			disk.note(replication.Dot(dot), r.ExpiresAt)
 			if _, err := n.table.Merge(r, dot, now, false); err != nil {
 				return fmt.Errorf("read the journal into memory: %w", err)
 			}
@@ -208,12 +258,54 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := n.replica.begin(disk.state(n.cfg.Name, n.deadlineOf)); err != nil {
+		return err
+	}
 	n.log.Info("journal read", "records", stats.Records, "bytes", stats.Bytes, "cut", stats.Cut, "took", (n.cfg.Clock.Mono() - began).Round(time.Millisecond).String())
 	return nil
 }
 
+// restored is what the journal says about origins.
+type restored struct {
+	origins []replication.Origin
+	vector  []replication.VectorEntry
+	last    map[uint32]uint64 // largest number of a record, by index
+	latest  map[uint32]uint32 // latest ExpiresAt, by index
+}
+
+func (d *restored) note(dot replication.Dot, expires uint32) {
+	d.last[dot.Index()] = max(d.last[dot.Index()], dot.Number())
+	d.latest[dot.Index()] = max(d.latest[dot.Index()], expires)
+}
+
+// state is what replication begins with. All that this node has ever written is on disk, or has expired; of others it is what the vector says.
+func (d *restored) state(name string, deadline func(uint32) uint32) ([]replication.Origin, []replication.VectorEntry, map[uint32]uint32) {
+	held := make(map[uint32]uint64)
+	for _, v := range d.vector {
+		held[v.Index] = v.Number
+	}
+	for i, o := range d.origins {
+		if o.Node == name {
+			held[o.Index] = max(held[o.Index], d.last[o.Index], o.Sealed)
+		}
+		if d.last[o.Index] == 0 && (o.Node == name || o.Sealed > 0 && held[o.Index] >= o.Sealed) {
+			d.origins[i].Sealed, d.origins[i].Expires = max(1, held[o.Index]), 1 // nothing of it is left
+			held[o.Index] = d.origins[i].Sealed
+		}
+	}
+	vector := make([]replication.VectorEntry, 0, len(held))
+	for index, number := range held {
+		vector = append(vector, replication.VectorEntry{Index: index, Number: number})
+	}
+	latest := make(map[uint32]uint32)
+	for index, expires := range d.latest {
+		latest[index] = deadline(expires)
+	}
+	return d.origins, vector, latest
+}
+
 // readMeta takes the definitions of shapes and the last known time from the journal.
-func (n *Node) readMeta() error {
+func (n *Node) readMeta(disk *restored) error {
 	if b, ok := n.journal.Get(metaTime); ok && len(b) == 8 {
 		n.setGuard(time.UnixMilli(int64(binary.BigEndian.Uint64(b))))
 	}
@@ -242,12 +334,25 @@ func (n *Node) readMeta() error {
 		n.onDisk.shapes[s.ID()] = true
 	}
 	for _, key := range n.journal.Keys(metaOrigin) {
-		index, err := strconv.ParseUint(strings.TrimPrefix(key, metaOrigin), 10, 32)
+		b, _ := n.journal.Get(key)
+		index, err := strconv.ParseUint(strings.TrimPrefix(key, metaOrigin), 10, 24)
+		var o replication.Origin
+		if err == nil {
+			o, err = parseOrigin(b)
+		}
 		if err != nil {
 			return fmt.Errorf("an origin in the journal: %w", err)
 		}
-		n.onDisk.origins[uint32(index)] = false
-		n.origin.index = max(n.origin.index, uint32(index))
+		o.Index = uint32(index)
+		disk.origins = append(disk.origins, o)
+	}
+	for _, key := range n.journal.Keys(metaVector) {
+		b, _ := n.journal.Get(key)
+		index, err := strconv.ParseUint(strings.TrimPrefix(key, metaVector), 10, 24)
+		if err != nil || len(b) != 8 {
+			return fmt.Errorf("a vector in the journal: malformed")
+		}
+		disk.vector = append(disk.vector, replication.VectorEntry{Index: uint32(index), Number: binary.BigEndian.Uint64(b)})
 	}
 	return nil
 }
@@ -273,6 +378,7 @@ func (n *Node) runJournal(ctx context.Context, g *errgroup.Group) error {
 		// A failure shows in the state of the journal.
 		return n.every(ctx, markEvery, func() { _ = n.keepHouse(ctx) })
 	})
+	g.Go(func() error { return n.every(ctx, mendEvery, n.replica.mend) })
 	g.Go(func() error {
 		return n.every(ctx, expireEvery, func() {
 			if err := n.journal.Expire(ctx, n.Now()/1000); err != nil && ctx.Err() == nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/revocation"
@@ -27,6 +28,9 @@ var (
 	ErrTooMany = errors.New("1 to 1000 requests in one call")
 	// ErrBusy: a bounded queue is full; nothing was written, retry.
 	ErrBusy = errors.New("too many writes are waiting")
+	// ErrAck: the write is durable on this node, but the level of acknowledgement that was asked for was not reached in time. Nothing is rolled
+	// back: the receipt says who has confirmed, and the others will.
+	ErrAck = errors.New("not enough nodes have confirmed the write in time")
 	// ErrIdempotencyConflict: the idempotency key belongs to another request.
 	ErrIdempotencyConflict = errors.New("the idempotency key was used for another request")
 )
@@ -65,7 +69,22 @@ type Config struct {
 	Logger hclog.Logger // nil: none
 
 	SweepEvery time.Duration // default 10 s: how often expired records are freed
+
+	// Cluster: other nodes hold the same records. The node is then ready when it is level with one of them, and is told who votes by
+	// [Node.SetVoters].
+	Cluster      bool
+	MaxStaleness time.Duration // of checks that do not say; default 30 s
+	AckTimeout   time.Duration // of writes that do not say; default 5 s
+	ProbeEvery   time.Duration // how often a peer is asked what it holds; default 1 s
+	AuditEvery   time.Duration // how often sums are compared with a peer; default 60 s, negative: never
+	// Control takes messages that other nodes' owners sent with [Node.SendControl]; it must not block. Nil: they are dropped.
+	Control func(from string, message []byte)
 }
+
+const (
+	defaultStaleness  = 30 * time.Second
+	defaultAckTimeout = 5 * time.Second
+)
 
 // Intervals of the node's own work.
 const (
@@ -73,6 +92,7 @@ const (
 	tickEvery    = 100 * time.Millisecond // of guarded time
 	markEvery    = 30 * time.Second       // how old the time on disk may be
 	expireEvery  = time.Minute            // of the journal
+	mendEvery    = time.Second            // whether the disk, having refused writes, takes them again
 )
 
 func (c *Config) validate() error {
@@ -85,8 +105,14 @@ func (c *Config) validate() error {
 		return fmt.Errorf("dir: %w: required, or durability memory by name", revocation.ErrInvalid)
 	case c.Durability > DurabilityMemory:
 		return fmt.Errorf("durability: %w: disk or memory", revocation.ErrInvalid)
-	case c.SweepEvery < 0:
-		return fmt.Errorf("sweep interval: %w: not negative", revocation.ErrInvalid)
+	case c.SweepEvery < 0 || c.MaxStaleness < 0 || c.AckTimeout < 0 || c.ProbeEvery < 0:
+		return fmt.Errorf("sweep interval, staleness, ack timeout, probe interval: %w: not negative", revocation.ErrInvalid)
+	}
+	if c.MaxStaleness == 0 {
+		c.MaxStaleness = defaultStaleness
+	}
+	if c.AckTimeout == 0 {
+		c.AckTimeout = defaultAckTimeout
 	}
 	if c.SweepEvery == 0 {
 		c.SweepEvery = defaultSweep
@@ -117,12 +143,18 @@ type Node struct {
 	maxBytes   int64 // likewise
 
 	now      atomic.Int64 // guarded time, Unix milliseconds; written by the ticker
-	complete atomic.Bool  // the journal has been read: what is not in the table is not revoked
+	replayed atomic.Bool  // the journal has been read
+	complete atomic.Bool  // and, in a cluster, compared with a peer: what is not in the table is not revoked
+	clockOK  atomic.Bool  // the wall clock may be used to judge others
+	fenced   atomic.Bool  // the numbers of this run are used by somebody else: other origins are due
 	inflight atomic.Int64 // records that are on their way through the journal and not in the table yet
 	counts   writeCounts
 
+	replica *replica
+	fresh   atomic.Pointer[freshness]
+
 	// These belong to the goroutine that commits; Run fills onDisk before there is one.
-	origin origin
+	own    [2]origin // by lane
 	onDisk onDisk
 
 	mu      sync.Mutex // guards what follows
@@ -148,6 +180,7 @@ func New(cfg Config) (*Node, error) {
 	limits := table.Stats(0)
 	n.maxRecords, n.maxBytes = limits.Limit-cfg.Store.Reserve, limits.BytesLimit/10*9
 	n.calls = newCalls()
+	n.replica = newReplica(n)
 	n.setGuard(time.Time{})
 	if cfg.Durability == DurabilityMemory {
 		n.commits = &memory{node: n}
@@ -175,6 +208,7 @@ func (n *Node) tick() clock.Reading {
 	before := n.reading
 	n.reading = n.guard.Read()
 	n.now.Store(n.reading.Guarded.UnixMilli())
+	n.clockOK.Store(believable(n.reading))
 	if before.String() != n.reading.String() && (before.String() == "ok") != (n.reading.String() == "ok") {
 		n.log.Warn("clock", "state", n.reading.String())
 	}
@@ -191,11 +225,15 @@ func (n *Node) Run(ctx context.Context) error {
 		if err := n.start(ctx); err != nil {
 			return err
 		}
+		n.replayed.Store(true)
 		if err := n.runJournal(ctx, g); err != nil {
 			return err
 		}
-		n.complete.Store(true)
-		n.log.Info("ready", "records", n.table.Stats(n.Now()).Items, "durability", n.cfg.Durability.String())
+		if !n.cfg.Cluster {
+			n.completed()
+		}
+		g.Go(func() error { return n.replica.run(ctx) })
+		g.Go(func() error { return n.replica.reissues(ctx) })
 		return n.every(ctx, n.cfg.SweepEvery, func() {
 			n.table.Sweep(n.Now())
 			n.calls.sweep(n.cfg.Clock.Mono())
@@ -206,6 +244,13 @@ func (n *Node) Run(ctx context.Context) error {
 		err = nil
 	}
 	return err
+}
+
+// completed: from now on what is not in the table is not revoked, as far as this view goes.
+func (n *Node) completed() {
+	if n.complete.CompareAndSwap(false, true) {
+		n.log.Info("ready", "records", n.table.Stats(n.Now()).Items, "durability", n.cfg.Durability.String())
+	}
 }
 
 // Close releases the data directory and the memory. Run must have returned, or not been called, and nobody may use n any more.
@@ -240,10 +285,13 @@ func (n *Node) Policy() *revocation.Policy { return n.table.Policy() }
 // Ready returns what the node waits for; nothing means that it is ready. A node that is not ready may still answer checks.
 func (n *Node) Ready() []string {
 	var waiting []string
-	if !n.complete.Load() {
+	switch {
+	case !n.replayed.Load():
 		n.mu.Lock()
 		waiting = append(waiting, "the journal is being read: "+n.replay.String())
 		n.mu.Unlock()
+	case !n.complete.Load():
+		waiting = append(waiting, n.replica.waitingFor())
 	}
 	if err := n.diskError(); err != nil {
 		waiting = append(waiting, "the disk refuses writes: "+err.Error())
@@ -268,32 +316,47 @@ type CheckOptions struct {
 	MaxStaleness time.Duration // 0: the default
 }
 
-// Check answers whether a token is revoked. c must hold verified claims. It does not block and allocates nothing.
-func (n *Node) Check(c *revocation.Claims) revocation.Verdict {
-	return n.judge(n.table.Check(c, n.now.Load()))
-}
+// Check answers whether a token is revoked, by a view as fresh as the default asks for. c must hold verified claims. It does not block and allocates nothing.
+func (n *Node) Check(c *revocation.Claims) revocation.Verdict { return n.CheckFresh(c, CheckOptions{}) }
 
-// CheckFresh is Check with options. A lone node's view has no age: it satisfies every freshness.
-func (n *Node) CheckFresh(c *revocation.Claims, _ CheckOptions) revocation.Verdict { return n.Check(c) }
+// CheckFresh is Check with options.
+func (n *Node) CheckFresh(c *revocation.Claims, o CheckOptions) revocation.Verdict {
+	return n.judge(n.table.Check(c, n.now.Load()), o)
+}
 
 // Begin starts a check before the token's signature has been verified, and [Node.End] finishes it afterwards: most of its cost is waiting for
 // memory. It finds what was in force when it began. p belongs to the caller's goroutine and may be used again.
 func (n *Node) Begin(c *revocation.Claims, p *revocation.Pending) { n.table.Begin(c, n.now.Load(), p) }
 
 // End finishes a check that Begin started.
-func (n *Node) End(p *revocation.Pending) revocation.Verdict { return n.judge(p.End()) }
+func (n *Node) End(p *revocation.Pending) revocation.Verdict { return n.judge(p.End(), CheckOptions{}) }
 
 // Explain answers like Check and tells every shape that was tried and what it found. It allocates.
 func (n *Node) Explain(c *revocation.Claims) (revocation.Verdict, []revocation.Step) {
 	v, steps := n.table.Explain(c, n.now.Load())
-	return n.judge(v), steps
+	return n.judge(v, CheckOptions{}), steps
 }
 
-// judge withholds Active while the table is not complete. Revoked holds even then.
-func (n *Node) judge(v revocation.Verdict) revocation.Verdict {
-	if v.Status == revocation.Active && !n.complete.Load() {
-		return revocation.Verdict{Cause: revocation.CauseNotReady}
+// judge withholds Active from a view that is not complete, or older than asked for. Revoked holds even then.
+func (n *Node) judge(v revocation.Verdict, o CheckOptions) revocation.Verdict {
+	if !n.complete.Load() {
+		if v.Status == revocation.Active {
+			return revocation.Verdict{Cause: revocation.CauseNotReady}
+		}
+		return v
 	}
+	f := n.fresh.Load()
+	if f == nil { // a lone node: its view has no age
+		return v
+	}
+	age, limit := f.age(n.cfg.Clock.Mono(), o.Freshness), o.MaxStaleness
+	if limit == 0 {
+		limit = n.cfg.MaxStaleness
+	}
+	if v.Status == revocation.Active && age > limit && o.Freshness != FreshnessAny {
+		return revocation.Verdict{Cause: revocation.CauseStale, Age: age}
+	}
+	v.Age = age
 	return v
 }
 
@@ -310,6 +373,12 @@ type Status struct {
 	KeyID         revocation.KeyID
 	Writes        WriteStats
 	Journal       *journal.Stats // nil with DurabilityMemory
+	Replication   replication.Stats
+	Voters        []string      // of the configuration in force
+	VotersNumber  uint64        // of the configuration
+	Votes         bool          // this node is one of them
+	QuorumAge     time.Duration // of the view; the largest Duration: there is none
+	AllAge        time.Duration
 }
 
 // Status returns a description of the node and its counters.
@@ -327,5 +396,6 @@ func (n *Node) Status() Status {
 		j := n.journal.Stats()
 		s.Journal = &j
 	}
+	n.replica.describe(&s)
 	return s
 }

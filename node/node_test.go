@@ -356,16 +356,16 @@ func TestCalls(t *testing.T) {
 	c := newCalls()
 	c.limit = 3
 	one := make([]revocation.Request, 1)
-	ok := func() ([]Result, error) { return []Result{{Outcome: OutcomeRevoked}}, nil }
+	ok := func() (written, error) { return written{results: []Result{{Outcome: OutcomeRevoked}}}, nil }
 	failed := errors.New("failed")
 
 	// A call that failed is forgotten, also when it panicked.
-	if _, err := c.do(t.Context(), 0, "a", one, func() ([]Result, error) { return nil, failed }); !errors.Is(err, failed) {
+	if _, err := c.do(t.Context(), 0, "a", one, func() (written, error) { return written{}, failed }); !errors.Is(err, failed) {
 		t.Fatal(err)
 	}
 	func() {
 		defer func() { _ = recover() }()
-		_, _ = c.do(t.Context(), 0, "a", one, func() ([]Result, error) { panic("x") })
+		_, _ = c.do(t.Context(), 0, "a", one, func() (written, error) { panic("x") })
 	}()
 	if len(c.byKey) != 0 || c.order.Len() != 0 || c.held != 0 {
 		t.Fatalf("left behind: %d keys, %d in order, %d results", len(c.byKey), c.order.Len(), c.held)
@@ -375,12 +375,12 @@ func TestCalls(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_, _ = c.do(t.Context(), 0, "b", one, func() ([]Result, error) { close(entered); <-release; return nil, failed })
+		_, _ = c.do(t.Context(), 0, "b", one, func() (written, error) { close(entered); <-release; return written{}, failed })
 	})
 	<-entered
 	var calls int
 	wg.Go(func() {
-		if _, err := c.do(t.Context(), 0, "b", one, func() ([]Result, error) { calls++; return ok() }); err != nil {
+		if _, err := c.do(t.Context(), 0, "b", one, func() (written, error) { calls++; return ok() }); err != nil {
 			t.Error(err)
 		}
 	})

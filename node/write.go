@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/revocation"
 )
@@ -30,7 +31,9 @@ const (
 // WriteOptions go with a call of [Node.Write].
 type WriteOptions struct {
 	Ack        Ack
-	AckTimeout time.Duration // 0: none but that of the context
+	AckTimeout time.Duration // 0: see Config; it bounds the wait for other nodes
+	// Bulk: there are many; single ones overtake them on their way to other nodes.
+	Bulk bool
 	// IdempotencyKey: the same key with the same requests answers as the first call did, for ten minutes. Empty: none.
 	IdempotencyKey string
 }
@@ -112,7 +115,8 @@ func (c *writeCounts) count(results []Result) {
 }
 
 // Write carries out 1 to [MaxBatch] requests in one durable write and returns when all of them have the durability of
-// the receipt. A refused request has its error in its result; the error of the call is for the disk ([journal.ErrDisk],
+// the receipt. A refused request has its error in its result. An error that matches [ErrAck] comes with results and receipt: the write is
+// durable here, but fewer nodes than asked for have confirmed it in time. Any other error of the call is for the disk ([journal.ErrDisk],
 // [journal.ErrFull]), [ErrNotReady], [ErrTooMany], [ErrBusy], [ErrIdempotencyConflict] and the context: then nothing
 // is acknowledged, and what was written is undecided.
 func (n *Node) Write(ctx context.Context, requests []revocation.Request, o WriteOptions) ([]Result, Receipt, error) {
@@ -122,27 +126,43 @@ func (n *Node) Write(ctx context.Context, requests []revocation.Request, o Write
 	if !n.complete.Load() {
 		return nil, Receipt{}, ErrNotReady
 	}
-	if o.AckTimeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, o.AckTimeout)
-		defer cancel()
+	level := n.replica.level(o.Ack)
+	for try := 0; ; try++ {
+		done, err := n.calls.do(ctx, n.cfg.Clock.Mono(), o.IdempotencyKey, requests, func() (written, error) {
+			return n.write(ctx, requests, o.Bulk)
+		})
+		if err != nil {
+			n.counts.failed.Add(uint64(len(requests)))
+			return nil, Receipt{}, err
+		}
+		receipt, err := n.replica.acknowledged(ctx, done.needs, level, o.AckTimeout)
+		if err != nil || try == maxRestamps || !n.superseded(done.blocks) {
+			return done.results, receipt, err
+		}
+		// Somebody's clock is ahead, and his unblock, or block, was there before this one: the later call wins, with a later stamp.
+		n.calls.forgetKey(o.IdempotencyKey)
 	}
-	results, err := n.calls.do(ctx, n.cfg.Clock.Mono(), o.IdempotencyKey, requests, func() ([]Result, error) {
-		return n.write(ctx, requests)
-	})
-	if err != nil {
-		n.counts.failed.Add(uint64(len(requests)))
-		return nil, Receipt{}, err
-	}
-	r := Receipt{Durability: n.cfg.Durability, Ack: max(o.Ack, AckLocal), Confirmed: []string{n.cfg.Name}}
-	return results, r, nil
+}
+
+// maxRestamps is how often a block is written again because another node held a later stamp.
+const maxRestamps = 3
+
+// written is what a call has done: its results, the dots that must be durable for its acknowledgement, and the blocks and unblocks in it.
+type written struct {
+	results []Result
+	needs   []replication.Dot
+	blocks  []revocation.Record
 }
 
 // write is the order of a write, on one screen.
-func (n *Node) write(ctx context.Context, requests []revocation.Request) ([]Result, error) {
+func (n *Node) write(ctx context.Context, requests []revocation.Request, bulk bool) (written, error) {
 	reading := n.tick()
-	results := make([]Result, len(requests))
+	done := written{results: make([]Result, len(requests))}
+	results := done.results
 	w := &writing{node: n}
+	if bulk {
+		w.lane = replication.Bulk
+	}
 	for i, r := range requests {
 		plan, err := n.plan(r, reading)
 		switch {
@@ -151,21 +171,33 @@ func (n *Node) write(ctx context.Context, requests []revocation.Request) ([]Resu
 		case plan.AlreadyExpired:
 			results[i].Outcome = OutcomeAlreadyExpired
 		default:
-			results[i] = w.add(i, plan, reading)
+			results[i] = w.add(plan, reading)
 		}
 	}
 	if len(w.entries) > 0 {
 		if err := n.commit(ctx, w); err != nil {
-			return nil, err
+			return written{}, err
 		}
 		for _, e := range w.entries {
 			if e.err != nil {
-				return nil, e.err // durable, but memory refused it: never acknowledged
+				return written{}, e.err // durable, but memory refused it: never acknowledged
 			}
 		}
+		w.covering = append(w.covering, replication.Dot(w.entries[len(w.entries)-1].dot)) // it is the last of its origin
 	}
+	done.needs, done.blocks = w.covering, w.blocks
 	n.counts.count(results)
-	return results, nil
+	return done, nil
+}
+
+// superseded reports whether one of the blocks and unblocks has lost to an opposite with a later stamp.
+func (n *Node) superseded(blocks []revocation.Record) bool {
+	for _, b := range blocks {
+		if held, _, ok := n.table.Held(b, n.Now()); ok && held.Class != b.Class && held.Value >= b.Value {
+			return true
+		}
+	}
+	return false
 }
 
 // plan turns a request into revocations, unless it needs a clock that cannot be believed.
@@ -192,8 +224,12 @@ func believable(r clock.Reading) bool {
 
 // writing is a call of Write on its way through the journal: the records that were not covered.
 type writing struct {
-	node    *Node
-	entries []entry
+	node     *Node
+	lane     replication.Lane
+	entries  []entry
+	covering []replication.Dot    // of records that cover what was asked for
+	blocks   []revocation.Record  // blocks and unblocks among the entries, or covered
+	origins  []replication.Origin // that the batch brought to the disk
 }
 
 // entry is one record; shape is its definition.
@@ -205,10 +241,11 @@ type entry struct {
 }
 
 // add turns a plan into entries, unless the table covers all of it.
-func (w *writing) add(i int, plan revocation.Plan, reading clock.Reading) Result {
+func (w *writing) add(plan revocation.Plan, reading clock.Reading) Result {
 	n := w.node
 	now := reading.Guarded.UnixMilli()
 	var entries []entry
+	var covering []replication.Dot
 	covered := true
 	for _, rev := range plan.Revocations {
 		rec := n.cfg.Key.Record(rev)
@@ -218,8 +255,9 @@ func (w *writing) add(i int, plan revocation.Plan, reading clock.Reading) Result
 				return Result{Err: err}
 			}
 		}
-		held, _, ok := n.table.Held(rec, now)
-		covered = covered && ok && revocation.Covers(held, rec)
+		held, dot, ok := n.table.Held(rec, now)
+		covered = covered && ok && dot != 0 && revocation.Covers(held, rec)
+		covering = append(covering, replication.Dot(dot))
 		entries = append(entries, entry{record: rec, shape: rev.Shape})
 	}
 	main := entries[len(entries)-1]
@@ -229,7 +267,11 @@ func (w *writing) add(i int, plan revocation.Plan, reading clock.Reading) Result
 	if main.record.Class == revocation.ClassUnblock {
 		result.Outcome = OutcomeUnblocked
 	}
+	if main.record.Class == revocation.ClassBlock || main.record.Class == revocation.ClassUnblock {
+		w.blocks = append(w.blocks, main.record)
+	}
 	if covered {
+		w.covering = append(w.covering, covering...)
 		result.Outcome = OutcomeCovered
 		return result
 	}
@@ -276,19 +318,27 @@ func (n *Node) commit(ctx context.Context, w *writing) error {
 // merged is called in commit order when w is as durable as this node makes it, or has failed.
 func (n *Node) merged(w *writing, err error) {
 	n.inflight.Add(-int64(len(w.entries)))
-	if err != nil {
+	if err != nil || len(w.entries) == 0 {
 		return
 	}
 	now := n.Now()
+	e := replication.Written{Index: replication.Dot(w.entries[0].dot).Index(), First: replication.Dot(w.entries[0].dot).Number()}
+	e.Records = make([]replication.Record, len(w.entries))
 	for i := range w.entries {
-		e := &w.entries[i]
-		if _, err := n.table.Define(e.shape, e.record.ExpiresAt, now, false); err != nil {
-			e.err = err
+		entry := &w.entries[i]
+		e.Records[i] = encode(entry.record)
+		if _, err := n.table.Define(entry.shape, entry.record.ExpiresAt, now, false); err != nil {
+			entry.err = err
 			continue
 		}
 		// The writers' limit was checked before: what is on disk must get into memory.
-		_, e.err = n.table.Merge(e.record, e.dot, now, false)
+		var delta revocation.Delta
+		delta, entry.err = n.table.Merge(entry.record, entry.dot, now, false)
+		if delta.Joined {
+			e.Unnamed = append(e.Unnamed, e.Records[i])
+		}
 	}
+	n.replica.step(e)
 }
 
 // commits makes a write durable, then merges it. Writes pass one at a time and in the order of their numbers.
@@ -305,30 +355,42 @@ type memory struct {
 func (m *memory) commit(_ context.Context, w *writing) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.node.number(w)
+	if _, err := m.node.number(w); err != nil {
+		m.node.merged(w, err)
+		return err
+	}
 	m.node.merged(w, nil)
 	return nil
 }
 
-// origin is (node, boot, lane): it numbers the records of one run of this node. A dot is the index of its
+// origin is (node, run, lane): it numbers the records of one run of this node. A dot is the index of its
 // origin here, 24 bits, and a number from 1, 40 bits.
 type origin struct {
 	index uint32
-	epoch uint64 // random; never used again
+	id    replication.OriginID // random, never used again; 0: a new one is due
 	next  uint64
 }
 
-const (
-	dotBits   = 40
-	maxNumber = 1<<dotBits - 1
-)
-
-// number gives w's records their dots. Only the goroutine that commits calls it.
-func (n *Node) number(w *writing) {
-	for i := range w.entries {
-		n.origin.next++
-		w.entries[i].dot = uint64(n.origin.index)<<dotBits | n.origin.next
+// number gives w's records their dots, of a new origin if one is due: then it is returned. Only the goroutine that commits calls it.
+func (n *Node) number(w *writing) (made *replication.Origin, err error) {
+	if n.fenced.Swap(false) {
+		n.own = [2]origin{}
 	}
+	o := &n.own[w.lane]
+	if o.id == 0 || o.next+uint64(len(w.entries)) > replication.MaxNumber {
+		id := replication.MakeOrigin(random(), w.lane)
+		index, err := n.replica.newOrigin(id)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrBusy, err)
+		}
+		*o = origin{index: index, id: id}
+		made = &replication.Origin{Index: index, ID: id, Node: n.cfg.Name}
+	}
+	for i := range w.entries {
+		o.next++
+		w.entries[i].dot = uint64(replication.MakeDot(o.index, o.next))
+	}
+	return made, nil
 }
 
 // entrySize is a record with its dot, in the journal.

@@ -100,3 +100,10 @@ func (k Key) fingerprint(m Match, s Shape, class Class) Fingerprint {
 	}
 	return k.start(s.Names).hash(values).xor(tweak(s, class.group()))
 }
+
+// Digest returns a PRF over encoded records, under a key of its own that is derived from k: replicas compare sums of it.
+func (k Key) Digest() func(*[RecordSize]byte) uint64 {
+	sum := sha256.Sum256(append([]byte("revokd digest\x00"), k[:]...))
+	s := newSip(Key(sum[:16]))
+	return func(b *[RecordSize]byte) uint64 { return s.sum(0, b[:]).Lo }
+}

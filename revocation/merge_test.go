@@ -126,10 +126,16 @@ func TestDelta(t *testing.T) {
 	longer.ExpiresAt += 100
 	both := newer
 	both.ExpiresAt = longer.ExpiresAt
-	if d := merge(longer, 5); d != (Delta{Changed: true, Record: both, Joined: true, Dot: 5}) {
+	if d := merge(longer, 5); d != (Delta{Changed: true, Record: both, Joined: true}) {
 		t.Fatalf("joined: %+v", d)
 	}
-	if held, dot, ok := table.Held(first, t0); !ok || held != both || dot != 5 {
+	if d := merge(longer, 5); d != (Delta{Record: both}) {
+		t.Fatalf("a part of what was joined: %+v", d)
+	}
+	if d := merge(both, 7); d != (Delta{Record: both, Dot: 7}) {
+		t.Fatalf("named: %+v", d)
+	}
+	if held, dot, ok := table.Held(first, t0); !ok || held != both || dot != 7 {
 		t.Fatalf("held %+v %d %v", held, dot, ok)
 	}
 	past := first

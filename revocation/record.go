@@ -156,6 +156,19 @@ func ParseRecord(b []byte) (Record, error) {
 	return r, nil
 }
 
+// Plausible checks the times of a record that its maker has just made, by a clock that can be believed: they bind every
+// writer, whatever he was asked for. wall is in Unix milliseconds. Errors are *FieldError.
+func (r Record) Plausible(wall int64) error {
+	ahead := wall + MaxAheadAbsolute.Milliseconds()
+	switch {
+	case r.Class.known() && r.Class != ClassBelow && r.Value > ahead:
+		return &FieldError{Field: "value", Kind: "out_of_range", ValueKind: "time", Limit: "at most 60 s ahead"}
+	case int64(r.ExpiresAt)*1000 > ahead+(MaxCeiling+MaxAheadAbsolute).Milliseconds():
+		return &FieldError{Field: "expires_at", Kind: "out_of_range", ValueKind: "time", Limit: "at most 400 days ahead"}
+	}
+	return nil
+}
+
 func (r Record) valid() error {
 	switch {
 	case r.Class == 0:

@@ -182,13 +182,13 @@ func (t *Table) liveShapes(now uint32) int {
 type Delta struct {
 	Changed bool
 	// Record is what the table holds now. If it equals neither the record that was held nor the one that was
-	// merged, Joined is set: it is new content and needs a dot of its own.
+	// merged, Joined is set: it is new content, held without a dot until it is merged again with one of its own.
 	Record Record
 	Joined bool
-	Dot    uint64
+	Dot    uint64 // of what the table holds now
 }
 
-// Merge joins a record into the table; dot is its number, kept beside it and given back with it. The record is
+// Merge joins a record into the table; dot is its number, kept beside it and given back with it; 0 is none. The record is
 // found by every check that begins after Merge has returned. A record whose retention has passed
 // changes nothing. For limited callers the store's limit is lowered by its reserve. Errors match
 // [ErrFull], [ErrUnknownShape], [ErrRecord]. now is guarded time in milliseconds.
@@ -220,13 +220,16 @@ func (t *Table) Merge(r Record, dot uint64, now int64, limited bool) (Delta, err
 			switch joined {
 			case held:
 				d = Delta{Record: held, Dot: old.Data[1]}
-				return old, false
+				if d.Dot != 0 || r != held {
+					return old, false
+				}
+				d.Dot = dot // it gets its name
 			case r:
 			default:
-				d.Record, d.Joined = joined, true
+				d.Record, d.Joined, d.Dot = joined, true, 0
 			}
 		}
-		return t.pack(key, d.Record, dot, s), true
+		return t.pack(key, d.Record, d.Dot, s), true
 	})
 	switch {
 	case errors.Is(err, ttlstore.ErrFull):
@@ -308,6 +311,46 @@ func (t *Table) Range(from Fingerprint, now int64, fn func(Record, uint64) bool)
 		}
 		return fn(t.unpack(it, s), it.Data[1])
 	})
+}
+
+// Select is Range over the records live at now for whose dots keep says yes, in pieces: it goes on until fn returns false or it has looked
+// at about budget records, and returns where to go on; more is false at the end. keep must be brief and must not call the table.
+func (t *Table) Select(from Fingerprint, budget int, now int64, keep func(dot uint64) bool, fn func(Record, uint64) bool) (next Fingerprint, more bool) {
+	sec := unixSeconds(now)
+	k, more := t.store.Select(ttlstore.Key{Hi: from.Hi, Lo: from.Lo}, budget, func(it *ttlstore.Item) bool {
+		return it.Deadline >= sec && keep(it.Data[1])
+	}, func(it ttlstore.Item) bool {
+		s, ok := t.view.Load().byIndex[uint32(it.Data[2]>>32)]
+		return !ok || fn(t.unpack(it, s), it.Data[1])
+	})
+	return Fingerprint{k.Hi, k.Lo}, more
+}
+
+// Each calls fn for the records live at now in any order, until it has seen about budget of them; from is zero or what an earlier call
+// has returned. more is false at the end. fn must be brief and must not call the table.
+func (t *Table) Each(from Fingerprint, budget int, now int64, fn func(Record, uint64)) (next Fingerprint, more bool) {
+	sec := unixSeconds(now)
+	v := t.view.Load()
+	k, more := t.store.Each(ttlstore.Key{Hi: from.Hi, Lo: from.Lo}, budget, func(it *ttlstore.Item) {
+		s, ok := v.byIndex[uint32(it.Data[2]>>32)]
+		if !ok {
+			v = t.view.Load()
+			s, ok = v.byIndex[uint32(it.Data[2]>>32)]
+		}
+		if ok && it.Deadline >= sec {
+			fn(t.unpack(*it, s), it.Data[1])
+		}
+	})
+	return Fingerprint{k.Hi, k.Lo}, more
+}
+
+// Shape returns the definition with an id.
+func (t *Table) Shape(id ShapeID) (Shape, bool) {
+	s, ok := t.view.Load().byID[id]
+	if !ok {
+		return Shape{}, false
+	}
+	return s.Shape, true
 }
 
 // Shapes returns the definitions of all shapes that may have live records, in the order of their names.

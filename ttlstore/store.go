@@ -428,13 +428,66 @@ func (s *Store) sweep(n int, sh *shard, now uint32) (st SweepStats) {
 func (s *Store) Range(from Key, fn func(Item) bool) {
 	var list []Item
 	for n := s.shardOf(from); n < len(s.shards); n++ {
-		list = s.collect(n, from, list[:0])
+		list, _ = s.collect(n, from, list[:0], nil)
 		for _, it := range list {
 			if !fn(it) {
 				return
 			}
 		}
 	}
+}
+
+// Select is Range over the items that keep says yes to, in pieces: it goes on until fn returns false or, at the end of a shard, it has looked at
+// budget items, and returns the key to go on from; more is false at the end. keep runs under a lock: it must be
+// brief and must not call the store.
+func (s *Store) Select(from Key, budget int, keep func(*Item) bool, fn func(Item) bool) (next Key, more bool) {
+	var list []Item
+	for n := s.shardOf(from); n < len(s.shards); n++ {
+		var looked int
+		list, looked = s.collect(n, from, list[:0], keep)
+		budget -= looked
+		for _, it := range list {
+			if !fn(it) {
+				return it.next()
+			}
+		}
+		if budget <= 0 {
+			return s.first(n + 1)
+		}
+	}
+	return Key{}, false
+}
+
+// Each calls fn for the items held, in any order, shard by shard, until it has seen budget of them. It begins with
+// the shard of from, which is zero or what an earlier call has returned; more is false at the end. fn runs under a lock: it must be brief and must not call the store.
+func (s *Store) Each(from Key, budget int, fn func(*Item)) (next Key, more bool) {
+	for n := s.shardOf(from); n < len(s.shards); n++ {
+		s.each(n, func(it *Item) {
+			budget--
+			fn(it)
+		})
+		if budget <= 0 {
+			return s.first(n + 1)
+		}
+	}
+	return Key{}, false
+}
+
+// first is the first key of a shard; more is false behind the last one.
+func (s *Store) first(n int) (k Key, more bool) {
+	if n >= len(s.shards) {
+		return Key{}, false
+	}
+	return Key{Hi: uint64(n) << s.shift}, true
+}
+
+// next is the key behind k; more is false behind the last one.
+func (k Key) next() (n Key, more bool) {
+	n = Key{k.Hi, k.Lo + 1}
+	if n.Lo == 0 {
+		n.Hi++
+	}
+	return n, n != Key{}
 }
 
 // Stats counts what a store holds and has done.

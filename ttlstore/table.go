@@ -199,8 +199,8 @@ func (r *record) release(next uint32) {
 	atomic.StoreUint64(&r[1], 0)
 }
 
-// collect appends the items of a shard from a key on to list, in order.
-func (s *Store) collect(n int, from Key, list []Item) []Item {
+// each calls fn for the items of a shard, in any order; its lock is held.
+func (s *Store) each(n int, fn func(*Item)) {
 	sh := &s.shards[n]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -212,10 +212,19 @@ func (s *Store) collect(n int, from Key, list []Item) []Item {
 		}
 		it := t.item(uint32(w&numberMask) - 1).get()
 		it.Lo |= w & tagMask
-		if it.Compare(from) >= 0 {
-			list = append(list, it)
-		}
+		fn(&it)
 	}
+}
+
+// collect appends the items of a shard from a key on that keep, if it is not nil, says yes to, in order. It returns how many it has looked at.
+func (s *Store) collect(n int, from Key, list []Item, keep func(*Item) bool) ([]Item, int) {
+	looked := 0
+	s.each(n, func(it *Item) {
+		looked++
+		if it.Compare(from) >= 0 && (keep == nil || keep(it)) {
+			list = append(list, *it)
+		}
+	})
 	slices.SortFunc(list, func(a, b Item) int { return a.Compare(b.Key) })
-	return list
+	return list, looked
 }

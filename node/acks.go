@@ -1,0 +1,296 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/revocation"
+)
+
+// SetVoters puts a configuration of voters in force: acknowledgements and views count under it from now on. votes says whether this
+// node, with its present data directory, is one of them.
+func (n *Node) SetVoters(v replication.Voters, votes bool) {
+	n.replica.mu.Lock()
+	defer n.replica.mu.Unlock()
+	n.replica.voters, n.replica.votes = v, votes
+	n.replica.stepLocked(replication.SetVoters{Voters: v, Self: votes})
+}
+
+// SendControl queues a message for the owner of another node; it is lost if the session ends.
+func (n *Node) SendControl(to string, message []byte) {
+	n.replica.mu.Lock()
+	defer n.replica.mu.Unlock()
+	if s := n.replica.byName[to]; s != nil {
+		n.replica.stepLocked(replication.SendControl{Peer: s.id, Message: message})
+	}
+}
+
+func (n *Node) control(c replication.Control) {
+	if n.cfg.Control != nil {
+		n.cfg.Control(c.Name, c.Message)
+	}
+}
+
+// freshness is when the view held all that voters held, on the monotonic clock.
+type freshness struct {
+	quorum, all time.Duration
+	byDefault   Freshness
+}
+
+// oldest is the age of a view that there is none of.
+const oldest = time.Duration(math.MaxInt64)
+
+func (f *freshness) age(now time.Duration, level Freshness) time.Duration {
+	since := f.quorum
+	if level == FreshnessAll {
+		since = f.all
+	}
+	switch {
+	case since == math.MaxInt64:
+		return 0
+	case since > now || since < 0 && now-since < 0:
+		return oldest
+	}
+	return now - since
+}
+
+// publish makes the age of the view known to checks; mu is held.
+func (r *replica) publish() {
+	if !r.n.complete.Load() && r.n.cfg.Cluster && r.n.replayed.Load() && (r.core.Leveled() || r.alone()) {
+		r.n.completed()
+	}
+	if !r.n.cfg.Cluster {
+		return
+	}
+	f := &freshness{}
+	f.quorum, f.all = r.core.FreshSince()
+	r.n.fresh.Store(f)
+}
+
+// alone reports whether this node is the only voter, so that there is nobody to be level with; mu is held.
+func (r *replica) alone() bool {
+	return r.votes && len(r.voters.Names) == 1
+}
+
+// waitingFor says why a replica that has read its journal is not complete.
+func (r *replica) waitingFor() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case len(r.byName) == 0 && len(r.voters.Names) == 0:
+		return "no other node is connected and no voters are known: start the others, or this one with --bootstrap-expect 1"
+	case len(r.byName) == 0:
+		return "no other node is connected: this one may lack revocations that they have acknowledged"
+	}
+	behind := uint64(0)
+	for _, p := range r.core.Peers() {
+		if !p.Client {
+			behind = max(behind, p.Ahead)
+		}
+	}
+	return fmt.Sprintf("another node has to be caught up with: about %d records to go", behind)
+}
+
+// level is the level that a write asks for: a majority by default where there is one to speak of.
+func (r *replica) level(asked Ack) Ack {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if asked == AckDefault {
+		if len(r.voters.Names) >= 3 {
+			return AckQuorum
+		}
+		return AckLocal
+	}
+	return asked
+}
+
+// waiter is a write that waits for other nodes. Its fields are under replica.mu until done is closed.
+type waiter struct {
+	needs   []replication.Dot
+	barrier []replication.VectorEntry // then: to hold what those who confirmed held
+	level   Ack
+	done    chan struct{}
+}
+
+// acknowledged waits until dots are durable on as many voters as a level asks for, and this replica has seen all that those had
+// seen. Without a time limit of its own it waits as long as Config says.
+func (r *replica) acknowledged(ctx context.Context, needs []replication.Dot, level Ack, limit time.Duration) (Receipt, error) {
+	if limit == 0 {
+		limit = r.n.cfg.AckTimeout
+	}
+	w := &waiter{needs: needs, level: level, done: make(chan struct{})}
+	r.mu.Lock()
+	receipt, ok := r.receipt(w)
+	if ok && level == AckLocal {
+		r.mu.Unlock()
+		return receipt, nil
+	}
+	r.waiters = append(r.waiters, w)
+	r.settle()
+	r.mu.Unlock()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	var err error
+	select {
+	case <-w.done:
+	case <-t.C:
+		err = fmt.Errorf("%w: %s", ErrAck, limit)
+	case <-ctx.Done():
+		err = fmt.Errorf("%w: %w", ErrAck, ctx.Err())
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiters = slices.DeleteFunc(r.waiters, func(x *waiter) bool { return x == w })
+	receipt, ok = r.receipt(w)
+	if ok {
+		err = nil
+	}
+	return receipt, err
+}
+
+// settle ends the waiters whose level is reached; mu is held.
+func (r *replica) settle() {
+	r.waiters = slices.DeleteFunc(r.waiters, func(w *waiter) bool {
+		receipt, ok := r.receipt(w)
+		if !ok {
+			return false
+		}
+		if w.barrier == nil && w.level > AckLocal {
+			w.barrier = r.core.Barrier(receipt.Confirmed)
+		}
+		if !r.core.Reached(w.barrier) {
+			return false
+		}
+		close(w.done)
+		return true
+	})
+}
+
+// receipt says who holds a write durably, and whether they are enough; mu is held.
+func (r *replica) receipt(w *waiter) (receipt Receipt, ok bool) {
+	receipt = Receipt{Durability: r.n.cfg.Durability, Ack: AckLocal}
+	held := true // here
+	counts := make(map[string]int)
+	for _, d := range w.needs {
+		held = held && r.core.Durable(d)
+		for _, name := range r.core.Confirmed(d.Index(), d.Number()) {
+			counts[name]++
+		}
+	}
+	if len(w.needs) == 0 { // nothing was written
+		receipt.Ack, receipt.Confirmed = w.level, []string{r.n.cfg.Name}
+		return receipt, true
+	}
+	voting := 0
+	names := r.voters.Names
+	if !slices.Contains(names, r.n.cfg.Name) {
+		names = append([]string{r.n.cfg.Name}, names...)
+	}
+	for _, name := range names {
+		self := name == r.n.cfg.Name
+		confirmed := self && held || !self && counts[name] == len(w.needs)
+		if !confirmed {
+			receipt.Unconfirmed = append(receipt.Unconfirmed, name)
+			continue
+		}
+		receipt.Confirmed = append(receipt.Confirmed, name)
+		if !self || r.votes {
+			voting++
+		}
+	}
+	switch n := len(r.voters.Names); {
+	case n == 0 && !r.n.cfg.Cluster: // a lone node is all of them
+		receipt.Ack = max(w.level, AckLocal)
+	case n > 0 && voting == n:
+		receipt.Ack = AckAll
+	case n > 0 && voting >= r.voters.Majority():
+		receipt.Ack = AckQuorum
+	}
+	return receipt, held && receipt.Ack >= w.level
+}
+
+// newOrigin registers an origin of this run.
+func (r *replica) newOrigin(id replication.OriginID) (uint32, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.core.NewOrigin(id)
+}
+
+// reissues writes content that came of joins, under dots of this node, until ctx ends. What fails is asked for again.
+func (r *replica) reissues(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.unnamedReady:
+		}
+		r.mu.Lock()
+		list := r.unnamed
+		r.unnamed = nil
+		r.mu.Unlock()
+		for records := range slices.Chunk(list, MaxBatch) {
+			w := &writing{node: r.n, lane: replication.Bulk}
+			for _, rec := range records {
+				record, err := revocation.ParseRecord(rec[:])
+				shape, ok := r.n.table.Shape(record.Shape)
+				if err == nil && ok {
+					w.entries = append(w.entries, entry{record: record, shape: shape})
+				}
+			}
+			if len(w.entries) > 0 {
+				_ = r.n.commit(ctx, w) // shows in the state of the journal
+			}
+		}
+	}
+}
+
+// describe adds to a status; nothing before the journal has been read.
+func (r *replica) describe(s *Status) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.QuorumAge, s.AllAge = oldest, oldest
+	if r.core == nil {
+		return
+	}
+	s.Replication = r.core.Stats()
+	s.Voters, s.VotersNumber, s.Votes = slices.Clone(r.voters.Names), r.voters.Number, r.votes
+	if f := r.n.fresh.Load(); f != nil {
+		now := r.n.cfg.Clock.Mono()
+		s.QuorumAge, s.AllAge = f.age(now, FreshnessQuorum), f.age(now, FreshnessAll)
+	} else {
+		s.QuorumAge, s.AllAge = 0, 0
+	}
+}
+
+// Peer describes a session with another replica.
+type Peer struct {
+	replication.PeerStats
+	ViewAge  time.Duration // how old the view of what it holds is; the largest Duration: there is none
+	AuditAge time.Duration // since sums were last found equal; likewise
+}
+
+// Peers describes the sessions with other replicas.
+func (n *Node) Peers() []Peer {
+	r := n.replica
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.core == nil {
+		return nil
+	}
+	now := n.cfg.Clock.Mono()
+	since := func(at time.Duration) time.Duration {
+		if at <= 0 {
+			return oldest
+		}
+		return now - at
+	}
+	var list []Peer
+	for _, p := range r.core.Peers() {
+		list = append(list, Peer{PeerStats: p, ViewAge: since(p.View), AuditAge: since(p.Audit)})
+	}
+	return list
+}

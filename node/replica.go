@@ -1,0 +1,455 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/journal"
+	"github.com/revokd/revokd/revocation"
+)
+
+// replica is the node's part in replication: it holds the state machine and carries out what that asks for.
+type replica struct {
+	n *Node
+
+	// mu comes before the journal's locks and after nobody's. The state machine never waits, and nothing waits under mu.
+	mu       sync.Mutex
+	core     *replication.Replica // nil until the journal has been read
+	sessions map[replication.PeerID]*session
+	byName   map[string]*session // of nodes
+	lastPeer replication.PeerID
+	waiters  []*waiter
+	voters   replication.Voters
+	votes    bool
+
+	// What peers sent on its way to the disk, in the order of tokens.
+	backlog  []*journal.Batch // the journal's queue was full
+	bytes    int              // of the backlog and of what the journal has
+	room     *sync.Cond       // bytes has fallen, or the replica ends
+	ended    bool
+	missed   bool   // the disk has refused something: it does not have all that memory has
+	mending  bool   // what it missed is being written
+	lastSent uint64 // token
+
+	unnamed      []replication.Record // to be written under dots of this node
+	unnamedReady chan struct{}
+
+	wake chan struct{} // the time of the next tick may have come closer
+
+	disk news
+}
+
+// news is what the next batch of the journal brings beside its records.
+type news struct {
+	mu      sync.Mutex
+	origins map[uint32]replication.Origin
+	dropped map[uint32]bool
+}
+
+// maxReissues bounds content that waits for a dot of this node; the state machine asks again for what is left out.
+const maxReissues = 1 << 14
+
+// maxPeerBytes bounds what peers sent and the disk does not have yet; then they are not read from.
+const maxPeerBytes = 64 << 20
+
+func newReplica(n *Node) *replica {
+	r := &replica{
+		n: n, sessions: make(map[replication.PeerID]*session), byName: make(map[string]*session), wake: make(chan struct{}, 1), unnamedReady: make(chan struct{}, 1),
+		disk: news{origins: make(map[uint32]replication.Origin), dropped: make(map[uint32]bool)},
+	}
+	r.room = sync.NewCond(&r.mu)
+	return r
+}
+
+// begin makes the state machine of what was on disk.
+func (r *replica) begin(origins []replication.Origin, vector []replication.VectorEntry, latest map[uint32]uint32) error {
+	var incarnation replication.Incarnation
+	if r.n.journal != nil {
+		incarnation = replication.Incarnation(r.n.journal.Incarnation())
+	} else {
+		rand.Read(incarnation[:])
+	}
+	digest := r.n.cfg.Key.Digest()
+	core, err := replication.New(replication.Config{
+		Name: r.n.cfg.Name, Incarnation: incarnation, Boot: random(), KeyID: uint64(r.n.cfg.Key.ID()),
+		Digest:       func(rec *replication.Record) uint64 { return digest((*[revocation.RecordSize]byte)(rec)) },
+		Deadline:     func(rec *replication.Record) uint32 { return r.n.deadlineOf(binary.BigEndian.Uint32(rec[32:])) },
+		DefinitionID: func(rec *replication.Record) uint64 { return binary.BigEndian.Uint64(rec[24:32]) },
+		Random:       random,
+		ProbeEvery:   r.n.cfg.ProbeEvery,
+		AuditEvery:   r.n.cfg.AuditEvery,
+	}, (*tableStore)(r.n), origins, vector)
+	if err != nil {
+		return err
+	}
+	for index, second := range latest {
+		core.Seen(index, second)
+	}
+	r.mu.Lock()
+	r.core = core
+	r.mu.Unlock()
+	r.step(replication.SetVoters{Voters: r.voters, Self: r.votes})
+	return nil
+}
+
+func random() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return binary.BigEndian.Uint64(b[:])
+}
+
+func (r *replica) now() replication.Now {
+	return replication.Now{Mono: r.n.cfg.Clock.Mono(), Wall: r.n.cfg.Clock.Now().UnixMilli(), Guarded: r.n.Now()}
+}
+
+// step tells the state machine what has happened and carries out its answer.
+func (r *replica) step(e replication.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stepLocked(e)
+}
+
+func (r *replica) stepLocked(e replication.Event) {
+	if r.core == nil || r.ended { // after the end nobody may look at the table
+		return
+	}
+	out := r.core.Step(r.now(), e)
+	for _, id := range out.Wake {
+		if s := r.sessions[id]; s != nil {
+			s.signal()
+		}
+	}
+	if len(out.Origins) > 0 || len(out.Dropped) > 0 {
+		r.disk.add(out.Origins, out.Dropped)
+	}
+	for _, c := range out.Close {
+		if s := r.sessions[c.Peer]; s != nil {
+			s.fail(c.Err)
+		}
+	}
+	if len(out.Reissue) > 0 && len(r.unnamed) < maxReissues {
+		r.unnamed = append(r.unnamed, out.Reissue...)
+		select {
+		case r.unnamedReady <- struct{}{}:
+		default:
+		}
+	}
+	control := slices.Clone(out.Control)
+	writes := slices.Clone(out.Journal) // what follows may step again
+	views, acks, fence := out.Views, out.Acks, out.Fence
+	for i := range writes {
+		r.keep(&writes[i])
+	}
+	if fence {
+		r.n.fenced.Store(true)
+	}
+	if views {
+		r.publish()
+	}
+	if acks || views {
+		r.settle()
+	}
+	for _, c := range control {
+		r.n.control(c)
+	}
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run ticks the state machine until ctx ends.
+func (r *replica) run(ctx context.Context) error {
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.ended = true
+		r.room.Broadcast()
+		for _, s := range r.sessions {
+			s.fail(context.Canceled)
+		}
+	}()
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+		case <-t.C:
+			r.step(replication.Tick{})
+			r.closeSilent()
+		}
+		r.mu.Lock()
+		next := r.core.Deadline() - r.n.cfg.Clock.Mono()
+		r.mu.Unlock()
+		t.Reset(max(next, time.Millisecond))
+	}
+}
+
+// peerWrite is what a peer sent on its way to the disk.
+type peerWrite struct {
+	token   uint64
+	vector  []replication.VectorEntry
+	indices []uint32 // of origins in the dots
+	shapes  []revocation.ShapeID
+	origins []replication.Origin // that the batch brought
+	mend    *mending             // a piece of what the disk had missed
+}
+
+// keep sends records of peers to the disk; mu is held.
+func (r *replica) keep(w *replication.JournalWrite) {
+	r.lastSent = w.Token
+	if r.n.journal == nil {
+		r.stepLocked(replication.Journaled{Token: w.Token})
+		return
+	}
+	if r.missed {
+		return // memory goes on; mend brings the disk up to it
+	}
+	r.send(newPeerBatch(w))
+}
+
+func newPeerBatch(w *replication.JournalWrite) *journal.Batch {
+	p := &peerWrite{token: w.Token, vector: w.Vector}
+	b := &journal.Batch{Records: make([]byte, 0, len(w.Records)*entrySize), User: p}
+	lastShape, lastIndex := revocation.ShapeID(0), uint32(0)
+	for i := range w.Records {
+		rec := &w.Records[i]
+		b.Records = append(b.Records, rec[:]...)
+		b.Records = binary.BigEndian.AppendUint64(b.Records, uint64(w.Dots[i]))
+		if id := revocation.ShapeID(binary.BigEndian.Uint64(rec[24:32])); id != lastShape {
+			lastShape = id
+			if !slices.Contains(p.shapes, id) {
+				p.shapes = append(p.shapes, id)
+			}
+		}
+		if index := w.Dots[i].Index(); index != lastIndex {
+			lastIndex = index
+			if !slices.Contains(p.indices, index) {
+				p.indices = append(p.indices, index)
+			}
+		}
+	}
+	return b
+}
+
+// send queues a batch behind those that wait; mu is held.
+func (r *replica) send(b *journal.Batch) {
+	r.bytes += len(b.Records) + 64
+	r.backlog = append(r.backlog, b)
+	r.flush()
+}
+
+// flush gives the journal what it takes; mu is held.
+func (r *replica) flush() {
+	for len(r.backlog) > 0 {
+		b := r.backlog[0]
+		err := r.n.journal.AppendAsync(b, func(error) {})
+		if errors.Is(err, journal.ErrBusy) {
+			return // tried again when a batch is done
+		}
+		r.backlog = r.backlog[1:]
+		if err != nil {
+			r.done(b, err)
+		}
+	}
+	r.backlog = nil
+}
+
+// peerCommitted is called in commit order when a batch of peers' records is durable or has failed.
+func (r *replica) peerCommitted(b *journal.Batch, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.done(b, err)
+	r.flush()
+}
+
+func (r *replica) done(b *journal.Batch, err error) {
+	w := b.User.(*peerWrite)
+	r.bytes -= len(b.Records) + 64
+	r.room.Broadcast()
+	if err != nil {
+		r.disk.add(w.origins, nil)
+		if !r.missed {
+			r.n.log.Warn("the disk does not take what peers send; memory goes on", "error", err)
+		}
+		r.missed = true
+		if w.mend != nil {
+			r.mending = false
+		}
+		return
+	}
+	if w.mend != nil {
+		r.mended(w.mend)
+		return
+	}
+	if !r.missed {
+		r.stepLocked(replication.Journaled{Token: w.token})
+	}
+}
+
+// mending brings the disk up to memory after it has refused something: every record that it may lack, then the vector as of the beginning.
+type mending struct {
+	token  uint64
+	vector []replication.VectorEntry
+	from   revocation.Fingerprint
+	last   bool
+}
+
+// mend begins to write what the disk has missed, once it takes writes again.
+func (r *replica) mend() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.missed || r.mending || r.n.journal.Err() != nil || len(r.backlog) > 0 {
+		return
+	}
+	r.mending = true
+	r.piece(&mending{token: r.lastSent, vector: r.core.Vector()})
+}
+
+// piece writes the next piece; mu is held. The records that this node wrote itself are on disk.
+func (r *replica) piece(m *mending) {
+	w := replication.JournalWrite{Token: m.token}
+	durable := r.core.DurableVector()
+	next, more := r.n.table.Select(m.from, mendPiece, r.n.Now(), func(dot uint64) bool {
+		d := replication.Dot(dot)
+		return dot == 0 || int(d.Index()) >= len(durable) || d.Number() > durable[d.Index()]
+	}, func(rec revocation.Record, dot uint64) bool {
+		w.Records = append(w.Records, encode(rec))
+		w.Dots = append(w.Dots, replication.Dot(dot))
+		return len(w.Records) < mendPiece
+	})
+	m.from, m.last = next, !more
+	if m.last {
+		w.Vector = m.vector
+	}
+	b := newPeerBatch(&w)
+	b.User.(*peerWrite).mend = m
+	r.send(b)
+}
+
+const mendPiece = 4096
+
+// mended goes on after a piece is on disk. What peers sent meanwhile only reached memory, so it is mended again until nothing was missed.
+func (r *replica) mended(m *mending) {
+	if !m.last {
+		r.piece(m)
+		return
+	}
+	r.mending = false
+	r.stepLocked(replication.Journaled{Token: m.token})
+	if r.lastSent == m.token {
+		r.missed = false
+		r.n.log.Info("the disk has what peers sent")
+	}
+}
+
+func (d *news) add(origins []replication.Origin, dropped []uint32) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, o := range origins {
+		d.origins[o.Index] = o
+		delete(d.dropped, o.Index)
+	}
+	for _, index := range dropped {
+		d.dropped[index] = true
+		delete(d.origins, index)
+	}
+}
+
+// take returns what has to be written, and forgets it.
+func (d *news) take() (origins []replication.Origin, dropped []uint32) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, o := range d.origins {
+		origins = append(origins, o)
+	}
+	for index := range d.dropped {
+		dropped = append(dropped, index)
+	}
+	clear(d.origins)
+	clear(d.dropped)
+	return origins, dropped
+}
+
+// tableStore is the table as the state machine sees it.
+type tableStore Node
+
+func encode(r revocation.Record) (out replication.Record) {
+	_, _ = r.AppendBinary(out[:0])
+	return out
+}
+
+// Merge makes the structural checks, and on what comes from the node of its origin those that bind writers absolutely, unless this
+// clock cannot be believed: what other nodes have accepted is never refused for its times.
+func (s *tableStore) Merge(rec *replication.Record, d replication.Dot, now replication.Now, direct bool) (replication.Merged, error) {
+	n := (*Node)(s)
+	r, err := revocation.ParseRecord(rec[:])
+	if err != nil {
+		return replication.Merged{}, err
+	}
+	if direct && n.clockOK.Load() {
+		if err := r.Plausible(now.Wall); err != nil {
+			return replication.Merged{}, err
+		}
+	}
+	delta, err := n.table.Merge(r, uint64(d), now.Guarded, false)
+	if errors.Is(err, revocation.ErrUnknownShape) {
+		err = fmt.Errorf("%w: %w", replication.ErrDefinition, err)
+	}
+	return replication.Merged{Changed: delta.Changed, Unnamed: delta.Changed && delta.Dot == 0}, err
+}
+
+func (s *tableStore) Held(rec *replication.Record, now replication.Now) (replication.Record, replication.Dot, bool) {
+	r, err := revocation.ParseRecord(rec[:])
+	if err != nil {
+		return replication.Record{}, 0, false
+	}
+	held, dot, ok := (*Node)(s).table.Held(r, now.Guarded)
+	return encode(held), replication.Dot(dot), ok
+}
+
+func (s *tableStore) Scan(from replication.Key, budget int, now replication.Now, keep func(replication.Dot) bool, fn func(*replication.Record, replication.Dot) bool) (replication.Key, bool) {
+	next, more := (*Node)(s).table.Select(revocation.Fingerprint(from), budget, now.Guarded,
+		func(dot uint64) bool { return keep(replication.Dot(dot)) },
+		func(r revocation.Record, dot uint64) bool {
+			rec := encode(r)
+			return fn(&rec, replication.Dot(dot))
+		})
+	return replication.Key(next), more
+}
+
+func (s *tableStore) Each(from replication.Key, budget int, now replication.Now, fn func(*replication.Record, replication.Dot)) (replication.Key, bool) {
+	next, more := (*Node)(s).table.Each(revocation.Fingerprint(from), budget, now.Guarded, func(r revocation.Record, dot uint64) {
+		rec := encode(r)
+		fn(&rec, replication.Dot(dot))
+	})
+	return replication.Key(next), more
+}
+
+func (s *tableStore) Definition(id uint64) []byte {
+	shape, ok := (*Node)(s).table.Shape(revocation.ShapeID(id))
+	if !ok {
+		return nil
+	}
+	b, _ := shape.AppendBinary(nil)
+	return b
+}
+
+// Define keeps a shape for as long as it may take until its first record arrives.
+func (s *tableStore) Define(definition []byte, now replication.Now) error {
+	shape, err := revocation.ParseShape(definition)
+	if err != nil {
+		return err
+	}
+	_, err = (*Node)(s).table.Define(shape, uint32(now.Guarded/1000), now.Guarded, false)
+	return err
+}

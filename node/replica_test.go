@@ -1,0 +1,241 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/revocation"
+)
+
+// pipe is one end of a stream in memory.
+type pipe struct {
+	in     <-chan []byte
+	out    chan<- []byte
+	closed chan struct{}
+	once   *sync.Once
+}
+
+func newPipe() (a, b *pipe) {
+	ab, ba, closed, once := make(chan []byte, 16), make(chan []byte, 16), make(chan struct{}), new(sync.Once)
+	return &pipe{ba, ab, closed, once}, &pipe{ab, ba, closed, once}
+}
+
+func (p *pipe) Send(b []byte) error {
+	select {
+	case p.out <- append([]byte{}, b...):
+		return nil
+	case <-p.closed:
+		return io.ErrClosedPipe
+	}
+}
+
+func (p *pipe) Receive() ([]byte, error) {
+	select {
+	case b := <-p.in:
+		return b, nil
+	case <-p.closed:
+		return nil, io.EOF
+	}
+}
+
+func (p *pipe) Close() { p.once.Do(func() { close(p.closed) }) }
+
+// mesh is a cluster in one process.
+type mesh struct {
+	t     *testing.T
+	names []string
+	nodes map[string]*Node
+	stops map[string]func()
+	mu    sync.Mutex
+	links map[string]func()
+	wg    sync.WaitGroup
+}
+
+func newMesh(t *testing.T, cfg Config, names ...string) *mesh {
+	m := &mesh{t: t, names: names, nodes: map[string]*Node{}, stops: map[string]func(){}, links: map[string]func(){}}
+	for _, name := range names {
+		c := cfg
+		c.Name, c.Cluster = name, true
+		if c.Durability == DurabilityDisk {
+			c.Dir = t.TempDir()
+		}
+		m.start(name, c)
+	}
+	for i, a := range names {
+		for _, b := range names[i+1:] {
+			m.link(a, b)
+		}
+	}
+	t.Cleanup(func() {
+		for _, name := range names {
+			m.stops[name]()
+		}
+		m.wg.Wait()
+	})
+	return m
+}
+
+func (m *mesh) start(name string, c Config) {
+	n, err := New(c)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(m.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	m.nodes[name] = n
+	m.stops[name] = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			m.t.Error(err)
+		}
+		if err := n.Close(); err != nil {
+			m.t.Error(err)
+		}
+	})
+	n.SetVoters(replication.Voters{Number: 1, Hash: 7, Names: m.names}, true)
+	m.until("replayed", func() bool { return n.replayed.Load() })
+}
+
+func (m *mesh) link(a, b string) {
+	x, y := newPipe()
+	m.mu.Lock()
+	m.links[a+b] = x.Close
+	m.mu.Unlock()
+	m.wg.Go(func() { _ = m.nodes[a].Session(m.t.Context(), x, SessionPeer{Name: b, Dialed: true}) })
+	m.wg.Go(func() { _ = m.nodes[b].Session(m.t.Context(), y, SessionPeer{Name: a}) })
+}
+
+func (m *mesh) until(what string, ok func() bool) {
+	m.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			for name, n := range m.nodes {
+				m.t.Logf("%s: ready %v, %+v, %+v", name, n.Ready(), n.Status().Replication, n.Peers())
+			}
+			m.t.Fatalf("never: %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (m *mesh) ready() {
+	m.t.Helper()
+	for _, name := range m.names {
+		m.until(name+" is ready", func() bool { return len(m.nodes[name].Ready()) == 0 })
+	}
+}
+
+func claims(t testing.TB, iat time.Time, jti string) *revocation.Claims {
+	t.Helper()
+	c, err := revocation.ParseClaims(fmt.Appendf(nil, `{"iss":"i","jti":%q,"iat":%d,"exp":%d}`, jti, iat.Unix(), iat.Add(time.Hour).Unix()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestReplication(t *testing.T) {
+	for _, durability := range []Durability{DurabilityMemory, DurabilityDisk} {
+		t.Run(durability.String(), func(t *testing.T) {
+			m := newMesh(t, Config{Durability: durability, Key: revocation.Key{1}}, "a", "b", "c")
+			m.ready()
+			now := time.Now()
+			for i := range 200 {
+				name := m.names[i%3]
+				r := revocation.Request{Match: match(t, fmt.Sprint("iss=i,jti=", i)), ExpiresAt: now.Add(time.Hour).UnixMilli()}
+				_, receipt, err := m.nodes[name].Write(t.Context(), []revocation.Request{r}, WriteOptions{Ack: AckAll})
+				if err != nil || receipt.Ack != AckAll || len(receipt.Confirmed) != 3 {
+					t.Fatalf("%d: %+v %v", i, receipt, err)
+				}
+				for _, other := range m.names {
+					c := claims(t, now, fmt.Sprint(i))
+					if v := m.nodes[other].Check(c); v.Status != revocation.Revoked {
+						t.Fatalf("%d is %v on %s", i, v, other)
+					}
+				}
+			}
+			for _, name := range m.names {
+				if v := m.nodes[name].CheckFresh(claims(t, now, "x"), CheckOptions{Freshness: FreshnessAll}); v.Status != revocation.Active {
+					t.Fatalf("%s: %+v", name, v)
+				}
+			}
+		})
+	}
+}
+
+// A minority cannot acknowledge at quorum, says so, and its view grows old; what it wrote arrives when the link is back.
+func TestMinority(t *testing.T) {
+	m := newMesh(t, Config{Durability: DurabilityMemory, Key: revocation.Key{1}, ProbeEvery: 20 * time.Millisecond}, "a", "b", "c")
+	m.ready()
+	now := time.Now()
+	m.links["ab"]()
+	m.links["ac"]()
+	r := revocation.Request{Match: match(t, "iss=i,jti=lonely"), ExpiresAt: now.Add(time.Hour).UnixMilli()}
+	results, receipt, err := m.nodes["a"].Write(t.Context(), []revocation.Request{r}, WriteOptions{AckTimeout: 50 * time.Millisecond})
+	if !errors.Is(err, ErrAck) || results[0].Outcome != OutcomeRevoked || receipt.Ack != AckLocal || len(receipt.Unconfirmed) != 2 {
+		t.Fatalf("%+v %+v %v", results, receipt, err)
+	}
+	fresh := CheckOptions{MaxStaleness: 100 * time.Millisecond}
+	c := claims(t, now, "other")
+	m.until("a's view grows old", func() bool { return m.nodes["a"].CheckFresh(c, fresh).Cause == revocation.CauseStale })
+	if v := m.nodes["b"].CheckFresh(c, fresh); v.Status != revocation.Active {
+		t.Fatalf("the majority: %+v", v)
+	}
+	m.link("a", "b")
+	c = claims(t, now, "lonely")
+	m.until("c learns it through b", func() bool { return m.nodes["c"].Check(c).Status == revocation.Revoked })
+	m.until("a's view is fresh", func() bool { return m.nodes["a"].CheckFresh(claims(t, now, "j1"), fresh).Status == revocation.Active })
+}
+
+// Cutoffs that were moved on several nodes at once join to content that nobody wrote; it gets a name and is the same everywhere.
+func TestJoinedContent(t *testing.T) {
+	m := newMesh(t, Config{Durability: DurabilityMemory, Key: revocation.Key{1}}, "a", "b", "c")
+	m.ready()
+	now := time.Now()
+	var wg sync.WaitGroup
+	for i, name := range m.names {
+		wg.Go(func() {
+			for j := range 50 {
+				r := revocation.Request{
+					Match: match(t, fmt.Sprint("iss=i,sub=", j)), Cutoff: true,
+					IssuedBefore: now.Add(-time.Duration(i*7+j%5) * time.Second).UnixMilli(), ExpiresAt: now.Add(25*time.Hour + time.Duration(i)*time.Minute).UnixMilli(),
+				}
+				if _, _, err := m.nodes[name].Write(t.Context(), []revocation.Request{r}, WriteOptions{Ack: AckLocal}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	m.until("all have the same", func() bool {
+		var all []map[revocation.Record]bool
+		for _, name := range m.names {
+			set := map[revocation.Record]bool{}
+			n := m.nodes[name]
+			unnamed := false
+			n.table.Range(revocation.Fingerprint{}, n.Now(), func(r revocation.Record, dot uint64) bool {
+				set[r] = true
+				unnamed = unnamed || dot == 0
+				return true
+			})
+			if len(set) != 50 || unnamed {
+				return false
+			}
+			all = append(all, set)
+		}
+		for r := range all[0] {
+			if !all[1][r] || !all[2][r] {
+				return false
+			}
+		}
+		return true
+	})
+}

@@ -2150,7 +2150,8 @@ type StatusResponse struct {
 	Issuers         []string               `protobuf:"bytes,17,rep,name=issuers,proto3" json:"issuers,omitempty"`
 	Journal         *JournalStatus         `protobuf:"bytes,18,opt,name=journal,proto3" json:"journal,omitempty"`
 	// Blocks in force that end within 7 days, as of the last count, at most an hour ago.
-	BlocksEndingSoon int64 `protobuf:"varint,19,opt,name=blocks_ending_soon,json=blocksEndingSoon,proto3" json:"blocks_ending_soon,omitempty"`
+	BlocksEndingSoon int64              `protobuf:"varint,19,opt,name=blocks_ending_soon,json=blocksEndingSoon,proto3" json:"blocks_ending_soon,omitempty"`
+	Replication      *ReplicationStatus `protobuf:"bytes,20,opt,name=replication,proto3" json:"replication,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2318,6 +2319,129 @@ func (x *StatusResponse) GetBlocksEndingSoon() int64 {
 	return 0
 }
 
+func (x *StatusResponse) GetReplication() *ReplicationStatus {
+	if x != nil {
+		return x.Replication
+	}
+	return nil
+}
+
+type ReplicationStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Voters        []string               `protobuf:"bytes,1,rep,name=voters,proto3" json:"voters,omitempty"`
+	VotersNumber  uint64                 `protobuf:"varint,2,opt,name=voters_number,json=votersNumber,proto3" json:"voters_number,omitempty"`
+	Votes         bool                   `protobuf:"varint,3,opt,name=votes,proto3" json:"votes,omitempty"`                         // this node is one of the voters
+	Peers         int32                  `protobuf:"varint,4,opt,name=peers,proto3" json:"peers,omitempty"`                         // connected nodes
+	Clients       int32                  `protobuf:"varint,5,opt,name=clients,proto3" json:"clients,omitempty"`                     // connected client replicas
+	QuorumAge     *durationpb.Duration   `protobuf:"bytes,6,opt,name=quorum_age,json=quorumAge,proto3" json:"quorum_age,omitempty"` // how old the view of a majority of the voters is; absent: there is none
+	AllAge        *durationpb.Duration   `protobuf:"bytes,7,opt,name=all_age,json=allAge,proto3" json:"all_age,omitempty"`          // likewise of all voters
+	Behind        int64                  `protobuf:"varint,8,opt,name=behind,proto3" json:"behind,omitempty"`                       // origins of which a peer holds more
+	Repaired      uint64                 `protobuf:"varint,9,opt,name=repaired,proto3" json:"repaired,omitempty"`                   // records that only an audit found
+	Refused       uint64                 `protobuf:"varint,10,opt,name=refused,proto3" json:"refused,omitempty"`                    // records of peers that were refused
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationStatus) Reset() {
+	*x = ReplicationStatus{}
+	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationStatus) ProtoMessage() {}
+
+func (x *ReplicationStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationStatus.ProtoReflect.Descriptor instead.
+func (*ReplicationStatus) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ReplicationStatus) GetVoters() []string {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *ReplicationStatus) GetVotersNumber() uint64 {
+	if x != nil {
+		return x.VotersNumber
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetVotes() bool {
+	if x != nil {
+		return x.Votes
+	}
+	return false
+}
+
+func (x *ReplicationStatus) GetPeers() int32 {
+	if x != nil {
+		return x.Peers
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetClients() int32 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetQuorumAge() *durationpb.Duration {
+	if x != nil {
+		return x.QuorumAge
+	}
+	return nil
+}
+
+func (x *ReplicationStatus) GetAllAge() *durationpb.Duration {
+	if x != nil {
+		return x.AllAge
+	}
+	return nil
+}
+
+func (x *ReplicationStatus) GetBehind() int64 {
+	if x != nil {
+		return x.Behind
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetRepaired() uint64 {
+	if x != nil {
+		return x.Repaired
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
 type JournalStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Dir           string                 `protobuf:"bytes,1,opt,name=dir,proto3" json:"dir,omitempty"`
@@ -2330,7 +2454,7 @@ type JournalStatus struct {
 
 func (x *JournalStatus) Reset() {
 	*x = JournalStatus{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2342,7 +2466,7 @@ func (x *JournalStatus) String() string {
 func (*JournalStatus) ProtoMessage() {}
 
 func (x *JournalStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2355,7 +2479,7 @@ func (x *JournalStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalStatus.ProtoReflect.Descriptor instead.
 func (*JournalStatus) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{25}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *JournalStatus) GetDir() string {
@@ -2400,7 +2524,7 @@ type MintTokenRequest struct {
 
 func (x *MintTokenRequest) Reset() {
 	*x = MintTokenRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +2536,7 @@ func (x *MintTokenRequest) String() string {
 func (*MintTokenRequest) ProtoMessage() {}
 
 func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +2549,7 @@ func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenRequest.ProtoReflect.Descriptor instead.
 func (*MintTokenRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MintTokenRequest) GetSub() string {
@@ -2479,7 +2603,7 @@ type MintTokenResponse struct {
 
 func (x *MintTokenResponse) Reset() {
 	*x = MintTokenResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2491,7 +2615,7 @@ func (x *MintTokenResponse) String() string {
 func (*MintTokenResponse) ProtoMessage() {}
 
 func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2504,7 +2628,7 @@ func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenResponse.ProtoReflect.Descriptor instead.
 func (*MintTokenResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{27}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MintTokenResponse) GetToken() string {
@@ -2527,7 +2651,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +2663,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2552,7 +2676,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{28}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -2601,7 +2725,7 @@ type ExplainResponse_Step struct {
 
 func (x *ExplainResponse_Step) Reset() {
 	*x = ExplainResponse_Step{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[32]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2737,7 @@ func (x *ExplainResponse_Step) String() string {
 func (*ExplainResponse_Step) ProtoMessage() {}
 
 func (x *ExplainResponse_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[32]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +2930,7 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\x06result\x18\x04 \x01(\tR\x06result\x12%\n" +
 	"\x05found\x18\x05 \x01(\v2\x0f.revokd.v1.RuleR\x05found\x12%\n" +
 	"\x0ecompared_claim\x18\x06 \x01(\tR\rcomparedClaim\"\x0f\n" +
-	"\rStatusRequest\"\xad\x05\n" +
+	"\rStatusRequest\"\xed\x05\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -2831,7 +2955,21 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\x03dev\x18\x10 \x01(\bR\x03dev\x12\x18\n" +
 	"\aissuers\x18\x11 \x03(\tR\aissuers\x122\n" +
 	"\ajournal\x18\x12 \x01(\v2\x18.revokd.v1.JournalStatusR\ajournal\x12,\n" +
-	"\x12blocks_ending_soon\x18\x13 \x01(\x03R\x10blocksEndingSoon\"c\n" +
+	"\x12blocks_ending_soon\x18\x13 \x01(\x03R\x10blocksEndingSoon\x12>\n" +
+	"\vreplication\x18\x14 \x01(\v2\x1c.revokd.v1.ReplicationStatusR\vreplication\"\xd2\x02\n" +
+	"\x11ReplicationStatus\x12\x16\n" +
+	"\x06voters\x18\x01 \x03(\tR\x06voters\x12#\n" +
+	"\rvoters_number\x18\x02 \x01(\x04R\fvotersNumber\x12\x14\n" +
+	"\x05votes\x18\x03 \x01(\bR\x05votes\x12\x14\n" +
+	"\x05peers\x18\x04 \x01(\x05R\x05peers\x12\x18\n" +
+	"\aclients\x18\x05 \x01(\x05R\aclients\x128\n" +
+	"\n" +
+	"quorum_age\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tquorumAge\x122\n" +
+	"\aall_age\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06allAge\x12\x16\n" +
+	"\x06behind\x18\b \x01(\x03R\x06behind\x12\x1a\n" +
+	"\brepaired\x18\t \x01(\x04R\brepaired\x12\x18\n" +
+	"\arefused\x18\n" +
+	" \x01(\x04R\arefused\"c\n" +
 	"\rJournalStatus\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\tR\x03dir\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x14\n" +
@@ -2935,7 +3073,7 @@ func file_revokd_v1_revokd_proto_rawDescGZIP() []byte {
 }
 
 var file_revokd_v1_revokd_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_revokd_v1_revokd_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_revokd_v1_revokd_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_revokd_v1_revokd_proto_goTypes = []any{
 	(Scope)(0),                    // 0: revokd.v1.Scope
 	(Reason)(0),                   // 1: revokd.v1.Reason
@@ -2970,40 +3108,41 @@ var file_revokd_v1_revokd_proto_goTypes = []any{
 	(*ExplainResponse)(nil),       // 30: revokd.v1.ExplainResponse
 	(*StatusRequest)(nil),         // 31: revokd.v1.StatusRequest
 	(*StatusResponse)(nil),        // 32: revokd.v1.StatusResponse
-	(*JournalStatus)(nil),         // 33: revokd.v1.JournalStatus
-	(*MintTokenRequest)(nil),      // 34: revokd.v1.MintTokenRequest
-	(*MintTokenResponse)(nil),     // 35: revokd.v1.MintTokenResponse
-	(*ErrorDetail)(nil),           // 36: revokd.v1.ErrorDetail
-	nil,                           // 37: revokd.v1.Match.ClaimsEntry
-	nil,                           // 38: revokd.v1.Match.IntegersEntry
-	nil,                           // 39: revokd.v1.Match.BooleansEntry
-	(*ExplainResponse_Step)(nil),  // 40: revokd.v1.ExplainResponse.Step
-	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 42: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 43: google.protobuf.Struct
+	(*ReplicationStatus)(nil),     // 33: revokd.v1.ReplicationStatus
+	(*JournalStatus)(nil),         // 34: revokd.v1.JournalStatus
+	(*MintTokenRequest)(nil),      // 35: revokd.v1.MintTokenRequest
+	(*MintTokenResponse)(nil),     // 36: revokd.v1.MintTokenResponse
+	(*ErrorDetail)(nil),           // 37: revokd.v1.ErrorDetail
+	nil,                           // 38: revokd.v1.Match.ClaimsEntry
+	nil,                           // 39: revokd.v1.Match.IntegersEntry
+	nil,                           // 40: revokd.v1.Match.BooleansEntry
+	(*ExplainResponse_Step)(nil),  // 41: revokd.v1.ExplainResponse.Step
+	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 44: google.protobuf.Struct
 }
 var file_revokd_v1_revokd_proto_depIdxs = []int32{
-	37, // 0: revokd.v1.Match.claims:type_name -> revokd.v1.Match.ClaimsEntry
-	38, // 1: revokd.v1.Match.integers:type_name -> revokd.v1.Match.IntegersEntry
-	39, // 2: revokd.v1.Match.booleans:type_name -> revokd.v1.Match.BooleansEntry
+	38, // 0: revokd.v1.Match.claims:type_name -> revokd.v1.Match.ClaimsEntry
+	39, // 1: revokd.v1.Match.integers:type_name -> revokd.v1.Match.IntegersEntry
+	40, // 2: revokd.v1.Match.booleans:type_name -> revokd.v1.Match.BooleansEntry
 	8,  // 3: revokd.v1.RevokeRequest.match:type_name -> revokd.v1.Match
 	0,  // 4: revokd.v1.RevokeRequest.scope:type_name -> revokd.v1.Scope
 	9,  // 5: revokd.v1.RevokeRequest.below:type_name -> revokd.v1.Below
-	41, // 6: revokd.v1.RevokeRequest.issued_before:type_name -> google.protobuf.Timestamp
-	41, // 7: revokd.v1.RevokeRequest.expires_at:type_name -> google.protobuf.Timestamp
+	42, // 6: revokd.v1.RevokeRequest.issued_before:type_name -> google.protobuf.Timestamp
+	42, // 7: revokd.v1.RevokeRequest.expires_at:type_name -> google.protobuf.Timestamp
 	10, // 8: revokd.v1.RevokeRequest.keep:type_name -> revokd.v1.Keep
 	1,  // 9: revokd.v1.RevokeRequest.reason:type_name -> revokd.v1.Reason
 	12, // 10: revokd.v1.RevokeRequest.options:type_name -> revokd.v1.WriteOptions
 	2,  // 11: revokd.v1.WriteOptions.ack:type_name -> revokd.v1.AckLevel
-	42, // 12: revokd.v1.WriteOptions.ack_timeout:type_name -> google.protobuf.Duration
+	43, // 12: revokd.v1.WriteOptions.ack_timeout:type_name -> google.protobuf.Duration
 	4,  // 13: revokd.v1.RevokeResponse.outcome:type_name -> revokd.v1.Outcome
 	29, // 14: revokd.v1.RevokeResponse.rule:type_name -> revokd.v1.Rule
-	41, // 15: revokd.v1.RevokeResponse.usable_after:type_name -> google.protobuf.Timestamp
+	42, // 15: revokd.v1.RevokeResponse.usable_after:type_name -> google.protobuf.Timestamp
 	14, // 16: revokd.v1.RevokeResponse.receipt:type_name -> revokd.v1.Receipt
 	5,  // 17: revokd.v1.Receipt.durability:type_name -> revokd.v1.Durability
 	2,  // 18: revokd.v1.Receipt.ack:type_name -> revokd.v1.AckLevel
 	8,  // 19: revokd.v1.BlockRequest.match:type_name -> revokd.v1.Match
-	41, // 20: revokd.v1.BlockRequest.expires_at:type_name -> google.protobuf.Timestamp
+	42, // 20: revokd.v1.BlockRequest.expires_at:type_name -> google.protobuf.Timestamp
 	1,  // 21: revokd.v1.BlockRequest.reason:type_name -> revokd.v1.Reason
 	12, // 22: revokd.v1.BlockRequest.options:type_name -> revokd.v1.WriteOptions
 	8,  // 23: revokd.v1.UnblockRequest.match:type_name -> revokd.v1.Match
@@ -3015,64 +3154,67 @@ var file_revokd_v1_revokd_proto_depIdxs = []int32{
 	14, // 29: revokd.v1.RevokeBatchResponse.receipt:type_name -> revokd.v1.Receipt
 	13, // 30: revokd.v1.RevokeResult.response:type_name -> revokd.v1.RevokeResponse
 	20, // 31: revokd.v1.RevokeResult.error:type_name -> revokd.v1.ItemError
-	36, // 32: revokd.v1.ItemError.detail:type_name -> revokd.v1.ErrorDetail
+	37, // 32: revokd.v1.ItemError.detail:type_name -> revokd.v1.ErrorDetail
 	11, // 33: revokd.v1.RevokeStreamRequest.items:type_name -> revokd.v1.RevokeRequest
 	12, // 34: revokd.v1.RevokeStreamRequest.options:type_name -> revokd.v1.WriteOptions
 	23, // 35: revokd.v1.RevokeStreamResponse.errors:type_name -> revokd.v1.IndexedError
 	14, // 36: revokd.v1.RevokeStreamResponse.receipt:type_name -> revokd.v1.Receipt
 	20, // 37: revokd.v1.IndexedError.error:type_name -> revokd.v1.ItemError
-	43, // 38: revokd.v1.CheckRequest.claims:type_name -> google.protobuf.Struct
+	44, // 38: revokd.v1.CheckRequest.claims:type_name -> google.protobuf.Struct
 	3,  // 39: revokd.v1.CheckRequest.freshness:type_name -> revokd.v1.Freshness
-	42, // 40: revokd.v1.CheckRequest.max_staleness:type_name -> google.protobuf.Duration
+	43, // 40: revokd.v1.CheckRequest.max_staleness:type_name -> google.protobuf.Duration
 	24, // 41: revokd.v1.CheckBatchRequest.items:type_name -> revokd.v1.CheckRequest
 	27, // 42: revokd.v1.CheckBatchResponse.results:type_name -> revokd.v1.CheckResult
 	28, // 43: revokd.v1.CheckResult.response:type_name -> revokd.v1.CheckResponse
 	20, // 44: revokd.v1.CheckResult.error:type_name -> revokd.v1.ItemError
 	6,  // 45: revokd.v1.CheckResponse.verdict:type_name -> revokd.v1.Verdict
 	29, // 46: revokd.v1.CheckResponse.rule:type_name -> revokd.v1.Rule
-	42, // 47: revokd.v1.CheckResponse.age:type_name -> google.protobuf.Duration
+	43, // 47: revokd.v1.CheckResponse.age:type_name -> google.protobuf.Duration
 	7,  // 48: revokd.v1.Rule.kind:type_name -> revokd.v1.RuleKind
-	41, // 49: revokd.v1.Rule.issued_before:type_name -> google.protobuf.Timestamp
-	41, // 50: revokd.v1.Rule.since:type_name -> google.protobuf.Timestamp
-	41, // 51: revokd.v1.Rule.expires_at:type_name -> google.protobuf.Timestamp
+	42, // 49: revokd.v1.Rule.issued_before:type_name -> google.protobuf.Timestamp
+	42, // 50: revokd.v1.Rule.since:type_name -> google.protobuf.Timestamp
+	42, // 51: revokd.v1.Rule.expires_at:type_name -> google.protobuf.Timestamp
 	1,  // 52: revokd.v1.Rule.reason:type_name -> revokd.v1.Reason
 	28, // 53: revokd.v1.ExplainResponse.verdict:type_name -> revokd.v1.CheckResponse
-	40, // 54: revokd.v1.ExplainResponse.steps:type_name -> revokd.v1.ExplainResponse.Step
+	41, // 54: revokd.v1.ExplainResponse.steps:type_name -> revokd.v1.ExplainResponse.Step
 	5,  // 55: revokd.v1.StatusResponse.durability:type_name -> revokd.v1.Durability
-	41, // 56: revokd.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	41, // 57: revokd.v1.StatusResponse.guarded:type_name -> google.protobuf.Timestamp
-	42, // 58: revokd.v1.StatusResponse.uptime:type_name -> google.protobuf.Duration
-	33, // 59: revokd.v1.StatusResponse.journal:type_name -> revokd.v1.JournalStatus
-	42, // 60: revokd.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
-	41, // 61: revokd.v1.MintTokenRequest.iat:type_name -> google.protobuf.Timestamp
-	43, // 62: revokd.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
-	7,  // 63: revokd.v1.ExplainResponse.Step.kind:type_name -> revokd.v1.RuleKind
-	29, // 64: revokd.v1.ExplainResponse.Step.found:type_name -> revokd.v1.Rule
-	11, // 65: revokd.v1.RevocationService.Revoke:input_type -> revokd.v1.RevokeRequest
-	17, // 66: revokd.v1.RevocationService.RevokeBatch:input_type -> revokd.v1.RevokeBatchRequest
-	21, // 67: revokd.v1.RevocationService.RevokeStream:input_type -> revokd.v1.RevokeStreamRequest
-	15, // 68: revokd.v1.RevocationService.Block:input_type -> revokd.v1.BlockRequest
-	16, // 69: revokd.v1.RevocationService.Unblock:input_type -> revokd.v1.UnblockRequest
-	24, // 70: revokd.v1.RevocationService.Check:input_type -> revokd.v1.CheckRequest
-	25, // 71: revokd.v1.RevocationService.CheckBatch:input_type -> revokd.v1.CheckBatchRequest
-	24, // 72: revokd.v1.RevocationService.Explain:input_type -> revokd.v1.CheckRequest
-	31, // 73: revokd.v1.RevocationService.Status:input_type -> revokd.v1.StatusRequest
-	34, // 74: revokd.v1.DevService.MintToken:input_type -> revokd.v1.MintTokenRequest
-	13, // 75: revokd.v1.RevocationService.Revoke:output_type -> revokd.v1.RevokeResponse
-	18, // 76: revokd.v1.RevocationService.RevokeBatch:output_type -> revokd.v1.RevokeBatchResponse
-	22, // 77: revokd.v1.RevocationService.RevokeStream:output_type -> revokd.v1.RevokeStreamResponse
-	13, // 78: revokd.v1.RevocationService.Block:output_type -> revokd.v1.RevokeResponse
-	13, // 79: revokd.v1.RevocationService.Unblock:output_type -> revokd.v1.RevokeResponse
-	28, // 80: revokd.v1.RevocationService.Check:output_type -> revokd.v1.CheckResponse
-	26, // 81: revokd.v1.RevocationService.CheckBatch:output_type -> revokd.v1.CheckBatchResponse
-	30, // 82: revokd.v1.RevocationService.Explain:output_type -> revokd.v1.ExplainResponse
-	32, // 83: revokd.v1.RevocationService.Status:output_type -> revokd.v1.StatusResponse
-	35, // 84: revokd.v1.DevService.MintToken:output_type -> revokd.v1.MintTokenResponse
-	75, // [75:85] is the sub-list for method output_type
-	65, // [65:75] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	42, // 56: revokd.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	42, // 57: revokd.v1.StatusResponse.guarded:type_name -> google.protobuf.Timestamp
+	43, // 58: revokd.v1.StatusResponse.uptime:type_name -> google.protobuf.Duration
+	34, // 59: revokd.v1.StatusResponse.journal:type_name -> revokd.v1.JournalStatus
+	33, // 60: revokd.v1.StatusResponse.replication:type_name -> revokd.v1.ReplicationStatus
+	43, // 61: revokd.v1.ReplicationStatus.quorum_age:type_name -> google.protobuf.Duration
+	43, // 62: revokd.v1.ReplicationStatus.all_age:type_name -> google.protobuf.Duration
+	43, // 63: revokd.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
+	42, // 64: revokd.v1.MintTokenRequest.iat:type_name -> google.protobuf.Timestamp
+	44, // 65: revokd.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
+	7,  // 66: revokd.v1.ExplainResponse.Step.kind:type_name -> revokd.v1.RuleKind
+	29, // 67: revokd.v1.ExplainResponse.Step.found:type_name -> revokd.v1.Rule
+	11, // 68: revokd.v1.RevocationService.Revoke:input_type -> revokd.v1.RevokeRequest
+	17, // 69: revokd.v1.RevocationService.RevokeBatch:input_type -> revokd.v1.RevokeBatchRequest
+	21, // 70: revokd.v1.RevocationService.RevokeStream:input_type -> revokd.v1.RevokeStreamRequest
+	15, // 71: revokd.v1.RevocationService.Block:input_type -> revokd.v1.BlockRequest
+	16, // 72: revokd.v1.RevocationService.Unblock:input_type -> revokd.v1.UnblockRequest
+	24, // 73: revokd.v1.RevocationService.Check:input_type -> revokd.v1.CheckRequest
+	25, // 74: revokd.v1.RevocationService.CheckBatch:input_type -> revokd.v1.CheckBatchRequest
+	24, // 75: revokd.v1.RevocationService.Explain:input_type -> revokd.v1.CheckRequest
+	31, // 76: revokd.v1.RevocationService.Status:input_type -> revokd.v1.StatusRequest
+	35, // 77: revokd.v1.DevService.MintToken:input_type -> revokd.v1.MintTokenRequest
+	13, // 78: revokd.v1.RevocationService.Revoke:output_type -> revokd.v1.RevokeResponse
+	18, // 79: revokd.v1.RevocationService.RevokeBatch:output_type -> revokd.v1.RevokeBatchResponse
+	22, // 80: revokd.v1.RevocationService.RevokeStream:output_type -> revokd.v1.RevokeStreamResponse
+	13, // 81: revokd.v1.RevocationService.Block:output_type -> revokd.v1.RevokeResponse
+	13, // 82: revokd.v1.RevocationService.Unblock:output_type -> revokd.v1.RevokeResponse
+	28, // 83: revokd.v1.RevocationService.Check:output_type -> revokd.v1.CheckResponse
+	26, // 84: revokd.v1.RevocationService.CheckBatch:output_type -> revokd.v1.CheckBatchResponse
+	30, // 85: revokd.v1.RevocationService.Explain:output_type -> revokd.v1.ExplainResponse
+	32, // 86: revokd.v1.RevocationService.Status:output_type -> revokd.v1.StatusResponse
+	36, // 87: revokd.v1.DevService.MintToken:output_type -> revokd.v1.MintTokenResponse
+	78, // [78:88] is the sub-list for method output_type
+	68, // [68:78] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_revokd_v1_revokd_proto_init() }
@@ -3100,7 +3242,7 @@ func file_revokd_v1_revokd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_revokd_v1_revokd_proto_rawDesc), len(file_revokd_v1_revokd_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

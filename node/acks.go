@@ -11,17 +11,17 @@ import (
 	"github.com/revokd/revokd/revocation"
 )
 
-// SetVoters puts a configuration of voters in force: acknowledgements and views count under it from now on. votes says whether this
+// setVoters puts a configuration of voters in force: acknowledgements and views count under it from now on. votes says whether this
 // node, with its present data directory, is one of them.
-func (n *Node) SetVoters(v replication.Voters, votes bool) {
+func (n *Node) setVoters(v replication.Voters, votes bool) {
 	n.replica.mu.Lock()
 	defer n.replica.mu.Unlock()
 	n.replica.voters, n.replica.votes = v, votes
 	n.replica.stepLocked(replication.SetVoters{Voters: v, Self: votes})
 }
 
-// SendControl queues a message for the owner of another node; it is lost if the session ends.
-func (n *Node) SendControl(to string, message []byte) {
+// sendControl queues a message for the voters of another node; it may be lost.
+func (n *Node) sendControl(to string, message []byte) {
 	n.replica.mu.Lock()
 	defer n.replica.mu.Unlock()
 	if s := n.replica.byName[to]; s != nil {
@@ -29,10 +29,20 @@ func (n *Node) SendControl(to string, message []byte) {
 	}
 }
 
-func (n *Node) control(c replication.Control) {
-	if n.cfg.Control != nil {
-		n.cfg.Control(c.Name, c.Message)
-	}
+// takeCaughtUp returns the nodes that this one has caught up with, durably, and under which configuration, since it was last called.
+func (r *replica) takeCaughtUp() map[string]uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.caughtUp
+	r.caughtUp = nil
+	return m
+}
+
+// connected reports whether there is a session with a node.
+func (r *replica) connected(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.byName[name] != nil
 }
 
 // freshness is when the view held all that voters held, on the monotonic clock.
@@ -60,10 +70,10 @@ func (f *freshness) age(now time.Duration, level Freshness) time.Duration {
 
 // publish makes the age of the view known to checks; mu is held.
 func (r *replica) publish() {
-	if !r.n.complete.Load() && r.n.cfg.Cluster && r.n.replayed.Load() && (r.core.Leveled() || r.alone()) {
+	if !r.n.complete.Load() && r.n.cfg.Cluster != nil && r.n.replayed.Load() && (r.core.Leveled() || r.alone()) {
 		r.n.completed()
 	}
-	if !r.n.cfg.Cluster {
+	if r.n.cfg.Cluster == nil {
 		return
 	}
 	f := &freshness{}
@@ -203,7 +213,7 @@ func (r *replica) receipt(w *waiter) (receipt Receipt, ok bool) {
 		}
 	}
 	switch n := len(r.voters.Names); {
-	case n == 0 && !r.n.cfg.Cluster: // a lone node is all of them
+	case n == 0 && r.n.cfg.Cluster == nil: // a lone node is all of them
 		receipt.Ack = max(w.level, AckLocal)
 	case n > 0 && voting == n:
 		receipt.Ack = AckAll

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
@@ -70,15 +71,13 @@ type Config struct {
 
 	SweepEvery time.Duration // default 10 s: how often expired records are freed
 
-	// Cluster: other nodes hold the same records. The node is then ready when it is level with one of them, and is told who votes by
-	// [Node.SetVoters].
-	Cluster      bool
+	// Cluster makes the node a member of a cluster: others hold the same records, and it is ready when it is level with one of
+	// them. Nil: a lone node.
+	Cluster      *ClusterConfig
 	MaxStaleness time.Duration // of checks that do not say; default 30 s
 	AckTimeout   time.Duration // of writes that do not say; default 5 s
 	ProbeEvery   time.Duration // how often a peer is asked what it holds; default 1 s
 	AuditEvery   time.Duration // how often sums are compared with a peer; default 60 s, negative: never
-	// Control takes messages that other nodes' owners sent with [Node.SendControl]; it must not block. Nil: they are dropped.
-	Control func(from string, message []byte)
 }
 
 const (
@@ -151,6 +150,7 @@ type Node struct {
 	counts   writeCounts
 
 	replica *replica
+	members *membership // nil on a lone node
 	fresh   atomic.Pointer[freshness]
 
 	// These belong to the goroutine that commits; Run fills onDisk before there is one.
@@ -184,10 +184,17 @@ func New(cfg Config) (*Node, error) {
 	n.setGuard(time.Time{})
 	if cfg.Durability == DurabilityMemory {
 		n.commits = &memory{node: n}
-		return n, nil
+		rand.Read(n.replica.incarnation[:])
+	} else {
+		if err := n.openJournal(); err != nil {
+			return nil, errors.Join(err, table.Close())
+		}
+		n.replica.incarnation = replication.Incarnation(n.journal.Incarnation())
 	}
-	if err := n.openJournal(); err != nil {
-		return nil, errors.Join(err, table.Close())
+	if cfg.Cluster != nil {
+		if n.members, err = newMembership(n); err != nil {
+			return nil, errors.Join(err, n.Close())
+		}
 	}
 	return n, nil
 }
@@ -229,8 +236,13 @@ func (n *Node) Run(ctx context.Context) error {
 		if err := n.runJournal(ctx, g); err != nil {
 			return err
 		}
-		if !n.cfg.Cluster {
+		if n.members == nil {
 			n.completed()
+		} else {
+			if err := n.members.begin(); err != nil {
+				return err
+			}
+			n.members.run(ctx, g)
 		}
 		g.Go(func() error { return n.replica.run(ctx) })
 		g.Go(func() error { return n.replica.reissues(ctx) })
@@ -249,6 +261,9 @@ func (n *Node) Run(ctx context.Context) error {
 // completed: from now on what is not in the table is not revoked, as far as this view goes.
 func (n *Node) completed() {
 	if n.complete.CompareAndSwap(false, true) {
+		if n.members != nil && n.members.gossip != nil {
+			n.members.gossip.UpdateMeta()
+		}
 		n.log.Info("ready", "records", n.table.Stats(n.Now()).Items, "durability", n.cfg.Durability.String())
 	}
 }

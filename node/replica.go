@@ -17,7 +17,8 @@ import (
 
 // replica is the node's part in replication: it holds the state machine and carries out what that asks for.
 type replica struct {
-	n *Node
+	n           *Node
+	incarnation replication.Incarnation // of the data directory
 
 	// mu comes before the journal's locks and after nobody's. The state machine never waits, and nothing waits under mu.
 	mu       sync.Mutex
@@ -28,6 +29,7 @@ type replica struct {
 	waiters  []*waiter
 	voters   replication.Voters
 	votes    bool
+	caughtUp map[string]uint64 // nodes whose holdings are durable here, and under which voters
 
 	// What peers sent on its way to the disk, in the order of tokens.
 	backlog  []*journal.Batch // the journal's queue was full
@@ -70,15 +72,9 @@ func newReplica(n *Node) *replica {
 
 // begin makes the state machine of what was on disk.
 func (r *replica) begin(origins []replication.Origin, vector []replication.VectorEntry, latest map[uint32]uint32) error {
-	var incarnation replication.Incarnation
-	if r.n.journal != nil {
-		incarnation = replication.Incarnation(r.n.journal.Incarnation())
-	} else {
-		rand.Read(incarnation[:])
-	}
 	digest := r.n.cfg.Key.Digest()
 	core, err := replication.New(replication.Config{
-		Name: r.n.cfg.Name, Incarnation: incarnation, Boot: random(), KeyID: uint64(r.n.cfg.Key.ID()),
+		Name: r.n.cfg.Name, Incarnation: r.incarnation, Boot: random(), KeyID: uint64(r.n.cfg.Key.ID()),
 		Digest:       func(rec *replication.Record) uint64 { return digest((*[revocation.RecordSize]byte)(rec)) },
 		Deadline:     func(rec *replication.Record) uint32 { return r.n.deadlineOf(binary.BigEndian.Uint32(rec[32:])) },
 		DefinitionID: func(rec *replication.Record) uint64 { return binary.BigEndian.Uint64(rec[24:32]) },
@@ -143,6 +139,12 @@ func (r *replica) stepLocked(e replication.Event) {
 	}
 	control := slices.Clone(out.Control)
 	writes := slices.Clone(out.Journal) // what follows may step again
+	for _, c := range out.CaughtUp {
+		if r.caughtUp == nil {
+			r.caughtUp = make(map[string]uint64)
+		}
+		r.caughtUp[c.Name] = c.Hash
+	}
 	views, acks, fence := out.Views, out.Acks, out.Fence
 	for i := range writes {
 		r.keep(&writes[i])
@@ -157,7 +159,9 @@ func (r *replica) stepLocked(e replication.Event) {
 		r.settle()
 	}
 	for _, c := range control {
-		r.n.control(c)
+		if m := r.n.members; m != nil {
+			m.receive(c.Name, c.Message)
+		}
 	}
 	select {
 	case r.wake <- struct{}{}:

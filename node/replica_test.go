@@ -61,7 +61,7 @@ func newMesh(t *testing.T, cfg Config, names ...string) *mesh {
 	m := &mesh{t: t, names: names, nodes: map[string]*Node{}, stops: map[string]func(){}, links: map[string]func(){}}
 	for _, name := range names {
 		c := cfg
-		c.Name, c.Cluster = name, true
+		c.Name, c.Cluster = name, &ClusterConfig{}
 		if c.Durability == DurabilityDisk {
 			c.Dir = t.TempDir()
 		}
@@ -99,7 +99,7 @@ func (m *mesh) start(name string, c Config) {
 			m.t.Error(err)
 		}
 	})
-	n.SetVoters(replication.Voters{Number: 1, Hash: 7, Names: m.names}, true)
+	n.setVoters(replication.Voters{Number: 1, Hash: 7, Names: m.names}, true)
 	m.until("replayed", func() bool { return n.replayed.Load() })
 }
 
@@ -133,7 +133,7 @@ func (m *mesh) ready() {
 	}
 }
 
-func claims(t testing.TB, iat time.Time, jti string) *revocation.Claims {
+func claimsAt(t testing.TB, iat time.Time, jti string) *revocation.Claims {
 	t.Helper()
 	c, err := revocation.ParseClaims(fmt.Appendf(nil, `{"iss":"i","jti":%q,"iat":%d,"exp":%d}`, jti, iat.Unix(), iat.Add(time.Hour).Unix()))
 	if err != nil {
@@ -156,14 +156,14 @@ func TestReplication(t *testing.T) {
 					t.Fatalf("%d: %+v %v", i, receipt, err)
 				}
 				for _, other := range m.names {
-					c := claims(t, now, fmt.Sprint(i))
+					c := claimsAt(t, now, fmt.Sprint(i))
 					if v := m.nodes[other].Check(c); v.Status != revocation.Revoked {
 						t.Fatalf("%d is %v on %s", i, v, other)
 					}
 				}
 			}
 			for _, name := range m.names {
-				if v := m.nodes[name].CheckFresh(claims(t, now, "x"), CheckOptions{Freshness: FreshnessAll}); v.Status != revocation.Active {
+				if v := m.nodes[name].CheckFresh(claimsAt(t, now, "x"), CheckOptions{Freshness: FreshnessAll}); v.Status != revocation.Active {
 					t.Fatalf("%s: %+v", name, v)
 				}
 			}
@@ -184,15 +184,15 @@ func TestMinority(t *testing.T) {
 		t.Fatalf("%+v %+v %v", results, receipt, err)
 	}
 	fresh := CheckOptions{MaxStaleness: 100 * time.Millisecond}
-	c := claims(t, now, "other")
+	c := claimsAt(t, now, "other")
 	m.until("a's view grows old", func() bool { return m.nodes["a"].CheckFresh(c, fresh).Cause == revocation.CauseStale })
 	if v := m.nodes["b"].CheckFresh(c, fresh); v.Status != revocation.Active {
 		t.Fatalf("the majority: %+v", v)
 	}
 	m.link("a", "b")
-	c = claims(t, now, "lonely")
+	c = claimsAt(t, now, "lonely")
 	m.until("c learns it through b", func() bool { return m.nodes["c"].Check(c).Status == revocation.Revoked })
-	m.until("a's view is fresh", func() bool { return m.nodes["a"].CheckFresh(claims(t, now, "j1"), fresh).Status == revocation.Active })
+	m.until("a's view is fresh", func() bool { return m.nodes["a"].CheckFresh(claimsAt(t, now, "j1"), fresh).Status == revocation.Active })
 }
 
 // Cutoffs that were moved on several nodes at once join to content that nobody wrote; it gets a name and is the same everywhere.

@@ -126,6 +126,9 @@ func (n *Node) Write(ctx context.Context, requests []revocation.Request, o Write
 	if !n.complete.Load() {
 		return nil, Receipt{}, ErrNotReady
 	}
+	if n.members != nil && n.members.refuses.Load() {
+		return nil, Receipt{}, fmt.Errorf("%w: it is %s off from the median of the other nodes'", ErrClock, n.ClockOffset())
+	}
 	level := n.replica.level(o.Ack)
 	for try := 0; ; try++ {
 		done, err := n.calls.do(ctx, n.cfg.Clock.Mono(), o.IdempotencyKey, requests, func() (written, error) {

@@ -105,6 +105,9 @@ func (r *Replica) lookUp(p *peer) {
 	p.probes = append(p.probes[:0], p.probes[last+1:]...)
 	r.leveled = true
 	p.viewed = q.sent
+	if p.caught != q.hash && p.level == nil {
+		p.level, p.levelHash = q.need, q.hash
+	}
 	if q.hash != r.voters.Hash || p.hash != q.hash || len(q.ages) != len(r.voters.Names) {
 		return // it counts other voters
 	}
@@ -137,6 +140,24 @@ func (r *Replica) setVoters(v Voters, votes bool) {
 	for _, p := range r.order {
 		r.wake(p)
 	}
+}
+
+// lookLevel tells when all that a peer held is durable here, once under each configuration.
+func (r *Replica) lookLevel(p *peer) {
+	if p.level == nil {
+		return
+	}
+	if p.levelHash != r.voters.Hash {
+		p.level = nil
+		return
+	}
+	for i, n := range p.level {
+		if o := r.reg.get(uint32(i)); n > 0 && o != nil && o.durable < n {
+			return
+		}
+	}
+	p.caught, p.level = p.levelHash, nil
+	r.out.CaughtUp = append(r.out.CaughtUp, CaughtUp{p.name, p.caught})
 }
 
 func (r *Replica) holds(need []uint64) bool {

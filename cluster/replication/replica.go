@@ -107,11 +107,15 @@ type peer struct {
 	hash, toldHash   uint64
 	votes, toldVotes bool
 
-	probes  []probe
-	viewed  time.Duration // as of then everything that it held is here
-	probeID uint64
-	probeAt time.Duration
-	sample  sample
+	probes []probe
+	viewed time.Duration // as of then everything that it held is here
+	// What it held under the voters of a hash, until all of it is durable here; then caught is the hash.
+	level     []uint64
+	levelHash uint64
+	caught    uint64
+	probeID   uint64
+	probeAt   time.Duration
+	sample    sample
 
 	scan      *serving // what we send it
 	part      *part    // what it sends us
@@ -732,6 +736,7 @@ func (r *Replica) work() {
 			r.wake(p)
 		}
 		r.lookUp(p)
+		r.lookLevel(p)
 	}
 	r.runAudit()
 }

@@ -273,6 +273,12 @@ type Control struct {
 	Message []byte
 }
 
+// CaughtUp is a peer whose holdings are durable here, as of a moment when it followed the voters with this hash.
+type CaughtUp struct {
+	Name string
+	Hash uint64
+}
+
 // Closing is a session that must end.
 type Closing struct {
 	Peer PeerID
@@ -288,15 +294,17 @@ type Outputs struct {
 	Reissue []Record // unnamed content to be written by this node under a dot of its own
 	Control []Control
 	Close   []Closing
-	Changed []Record // what changed in the store, if Config.Client
-	Acks    bool     // a peer's durable vector, or this one's, has moved
-	Fence   bool     // a peer holds more of this run's records than were ever written: its origins must be replaced
-	Views   bool     // the age of a view has changed
+	// CaughtUp names peers of which this replica holds durably all that they held at some moment under the voters that both follow.
+	CaughtUp []CaughtUp
+	Changed  []Record // what changed in the store, if Config.Client
+	Acks     bool     // a peer's durable vector, or this one's, has moved
+	Fence    bool     // a peer holds more of this run's records than were ever written: its origins must be replaced
+	Views    bool     // the age of a view has changed
 }
 
 func (o *Outputs) reset() {
 	*o = Outputs{
 		Wake: o.Wake[:0], Journal: o.Journal[:0], Origins: o.Origins[:0], Dropped: o.Dropped[:0], Reissue: o.Reissue[:0],
-		Control: o.Control[:0], Close: o.Close[:0], Changed: o.Changed[:0],
+		Control: o.Control[:0], Close: o.Close[:0], Changed: o.Changed[:0], CaughtUp: o.CaughtUp[:0],
 	}
 }

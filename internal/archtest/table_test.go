@@ -10,7 +10,7 @@ var imports = map[string]string{
 	"internal/devissuer":       "token revocation",
 
 	// Process
-	"node": "cluster/replication internal/clock journal revocation ttlstore",
+	"node": "cluster cluster/replication cluster/voters internal/clock journal revocation ttlstore",
 
 	// Meaning: the only packages that know what a token is
 	"revocation": "ttlstore",

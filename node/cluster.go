@@ -1,0 +1,476 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/revokd/revokd/cluster"
+	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/cluster/voters"
+	"github.com/revokd/revokd/journal"
+)
+
+// ErrVoters: a change of the voters was refused, or is not in force yet; the text says why.
+var ErrVoters = errors.New("the voters were not changed")
+
+// ErrNoCluster: the node was not started as a member of a cluster.
+var ErrNoCluster = errors.New("the node does not belong to a cluster")
+
+// ClusterConfig makes a node a member of a cluster.
+type ClusterConfig struct {
+	// Gossip is how members find each other. The node fills in Name, Meta, OnChange, Clock and Logger. Without Bind there is no gossip: whoever
+	// made the node begins its sessions.
+	Gossip cluster.Config
+	// APIAddr is where other nodes reach this one's API.
+	APIAddr string
+	// Certificate is the SHA-256 of the certificate shown there.
+	Certificate [32]byte
+	// Dial opens a stream to another node.
+	Dial func(ctx context.Context, name, apiAddr string) (Stream, error)
+	// BootstrapExpect is how many nodes form the first list of voters when all of them are there. 0: this node joins a list that exists.
+	BootstrapExpect int
+	// AutoVoters: nodes that have caught up are proposed as voters by themselves. For development.
+	AutoVoters bool
+}
+
+const (
+	// MeshSize is the largest cluster in which every node holds a session with every other.
+	MeshSize = 17
+
+	sessionsEvery = 250 * time.Millisecond
+	dialTimeout   = 5 * time.Second
+	dialBackoff   = 250 * time.Millisecond // first; it doubles up to
+	maxBackoff    = 2 * time.Second
+	crossDialWait = 2 * time.Second // before the node with the greater name dials
+	votersEvery   = 100 * time.Millisecond
+	offsetsEvery  = time.Second
+	maxVoterQueue = 1024
+
+	// A clock that far from the median of its peers' is warned of, and may not make writes.
+	warnOffset = 2 * time.Second
+	stopOffset = 30 * time.Second
+)
+
+// membership is the node's part in a cluster. It is nil on a lone node.
+type membership struct {
+	n       *Node
+	cfg     *ClusterConfig
+	gossip  *cluster.Members // nil without gossip
+	machine *voters.Machine  // belongs to the goroutine of votersLoop, after begin
+	changed chan struct{}    // members have changed
+	events  chan voters.Event
+	results map[uint64]chan error // of proposals; belongs to votersLoop
+	asked   chan proposal
+	nextID  uint64
+	status  atomic.Pointer[voters.Status]
+	offset  atomic.Int64 // of the peers' median wall clock from this one's
+	refuses atomic.Bool  // because of it
+
+	mu    sync.Mutex
+	dials map[string]*dialing
+}
+
+type proposal struct {
+	event  func(id uint64, now int64) voters.Event
+	result chan error
+}
+
+func newMembership(n *Node) (*membership, error) {
+	m := &membership{
+		n: n, cfg: n.cfg.Cluster, changed: make(chan struct{}, 1), events: make(chan voters.Event, maxVoterQueue),
+		results: make(map[uint64]chan error), dials: make(map[string]*dialing), asked: make(chan proposal, 16),
+	}
+	m.status.Store(&voters.Status{})
+	if m.cfg.Gossip.Bind == "" {
+		return m, nil
+	}
+	g := m.cfg.Gossip
+	g.Name, g.Clock, g.Logger = n.cfg.Name, n.cfg.Clock, n.cfg.Logger.Named("cluster")
+	g.Meta = n.meta
+	g.OnChange = func([]cluster.Member) { m.signal() }
+	var err error
+	m.gossip, err = cluster.New(g)
+	return m, err
+}
+
+func (m *membership) signal() {
+	select {
+	case m.changed <- struct{}{}:
+	default:
+	}
+}
+
+// meta is what the node says about itself in gossip.
+func (n *Node) meta() cluster.Meta {
+	m := cluster.Meta{
+		State: cluster.Starting, APIAddr: n.cfg.Cluster.APIAddr, Version: n.cfg.Version, Incarnation: n.replica.incarnation,
+		Certificate: n.cfg.Cluster.Certificate, Voters: n.members.status.Load().Config.Number,
+	}
+	id := sha256.Sum256(append([]byte("revokd cluster\x00"), n.cfg.Key[:]...))
+	copy(m.Cluster[:], id[:])
+	switch {
+	case n.complete.Load():
+		m.State = cluster.Ready
+	case n.replayed.Load():
+		m.State = cluster.Syncing
+	case n.journal != nil:
+		m.State = cluster.Replaying
+	}
+	return m
+}
+
+// metaVoters is the key of the voters' state in the journal's metadata.
+const metaVoters = "voters"
+
+// begin continues from the persisted state of the voters.
+func (m *membership) begin() error {
+	var state []byte
+	if m.n.journal != nil {
+		state, _ = m.n.journal.Get(metaVoters)
+	}
+	machine, err := voters.New(voters.Voter{Name: m.n.cfg.Name, Incarnation: voters.Incarnation(m.n.replica.incarnation)}, state, random())
+	if err != nil {
+		return fmt.Errorf("the voters in the journal: %w", err)
+	}
+	m.machine = machine
+	m.apply()
+	return nil
+}
+
+// apply puts what the machine has adopted in force.
+func (m *membership) apply() {
+	st := m.machine.Status()
+	old := m.status.Swap(&st)
+	if st.Config.IsZero() || old.Hash == st.Hash && old.Votes == st.Votes {
+		return
+	}
+	v := replication.Voters{Number: st.Config.Number, Hash: st.Hash}
+	for _, voter := range st.Config.Voters {
+		v.Names = append(v.Names, voter.Name)
+	}
+	m.n.setVoters(v, st.Votes)
+	m.n.log.Info("voters", "number", v.Number, "names", v.Names, "this_node_votes", st.Votes)
+	if m.gossip != nil {
+		m.gossip.UpdateMeta()
+	}
+}
+
+// run keeps the node in the cluster until ctx ends.
+func (m *membership) run(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return m.votersLoop(ctx) })
+	g.Go(func() error { return m.n.every(ctx, offsetsEvery, m.compareClocks) })
+	if m.gossip != nil {
+		g.Go(func() error { return m.gossip.Run(ctx) })
+		g.Go(func() error { return m.sessionsLoop(ctx) })
+	}
+}
+
+// votersLoop feeds the machine. What it says is to be durable is so before anything behind it is done.
+func (m *membership) votersLoop(ctx context.Context) error {
+	t := time.NewTicker(votersEvery)
+	defer t.Stop()
+	now := func() int64 { return m.n.cfg.Clock.Mono().Milliseconds() }
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-m.events:
+			err = m.step(ctx, e)
+		case p := <-m.asked:
+			m.nextID++
+			m.results[m.nextID] = p.result
+			err = m.step(ctx, p.event(m.nextID, now()))
+		case <-t.C:
+			err = m.look(ctx)
+			if err == nil {
+				err = m.step(ctx, voters.Tick{Now: now()})
+			}
+		}
+		if err != nil {
+			return nil // ctx has ended
+		}
+	}
+}
+
+// look tells the machine who is there, and with whom this node has caught up.
+func (m *membership) look(ctx context.Context) error {
+	for name, hash := range m.n.replica.takeCaughtUp() {
+		self := m.n.cfg.Name
+		if err := m.step(ctx, voters.CaughtUp{Name: self, Incarnation: voters.Incarnation(m.n.replica.incarnation), Hash: hash, With: []string{name}}); err != nil {
+			return err
+		}
+	}
+	if m.gossip == nil {
+		return nil
+	}
+	var seen []voters.Voter
+	for _, p := range m.gossip.Members() {
+		if p.Status != cluster.Alive || p.Meta.Incarnation == ([16]byte{}) {
+			continue
+		}
+		v := voters.Voter{Name: p.Name, Incarnation: voters.Incarnation(p.Meta.Incarnation)}
+		seen = append(seen, v)
+		if p.Name != m.n.cfg.Name {
+			if err := m.step(ctx, voters.PeerSeen{Name: v.Name, Incarnation: v.Incarnation}); err != nil {
+				return err
+			}
+		}
+	}
+	st := m.status.Load()
+	if st.Config.IsZero() && m.cfg.BootstrapExpect > 0 && len(seen) == m.cfg.BootstrapExpect {
+		return m.step(ctx, voters.Bootstrap{Expect: m.cfg.BootstrapExpect, Seen: seen})
+	}
+	if m.cfg.AutoVoters && st.Votes && len(m.results) == 0 {
+		for _, p := range m.gossip.Members() {
+			inList := slices.ContainsFunc(st.Config.Voters, func(v voters.Voter) bool { return v.Name == p.Name })
+			if !inList && p.Status == cluster.Alive && p.Meta.State == cluster.Ready && len(st.Config.Voters) < voters.MaxVoters {
+				m.nextID++
+				return m.step(ctx, voters.Propose{ID: m.nextID, Op: voters.Add, Name: p.Name, Until: m.n.cfg.Clock.Mono().Milliseconds() + 5000})
+			}
+		}
+	}
+	return nil
+}
+
+// step passes an event to the machine and carries out what it says; the error is that of ctx.
+func (m *membership) step(ctx context.Context, e voters.Event) error {
+	for _, out := range m.machine.Step(e) {
+		switch out := out.(type) {
+		case voters.Persist:
+			if err := m.persist(ctx, out.State); err != nil {
+				return err
+			}
+		case voters.Send:
+			m.n.sendControl(out.To, out.Data)
+		case voters.Adopted:
+			m.apply()
+		case voters.Result:
+			if result := m.results[out.ID]; result != nil {
+				delete(m.results, out.ID)
+				result <- out.Err
+			}
+		}
+	}
+	m.apply()
+	return nil
+}
+
+// persist makes the machine's state durable. While the disk refuses it nothing else happens to the voters.
+func (m *membership) persist(ctx context.Context, state []byte) error {
+	for m.n.journal != nil {
+		err := m.n.journal.Append(ctx, &journal.Batch{Meta: []journal.Meta{{Key: metaVoters, Value: state}}})
+		if err == nil {
+			return nil
+		}
+		m.n.log.Warn("the state of the voters is not on disk yet", "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(mendEvery):
+		}
+	}
+	return nil
+}
+
+// receive takes a message of another node's voters. What does not fit is lost; it is sent again.
+func (m *membership) receive(from string, data []byte) {
+	select {
+	case m.events <- voters.Received{From: from, Data: data}:
+	default:
+	}
+}
+
+// VoterChange is one change of the voters: exactly one of its fields is set.
+type VoterChange struct{ Add, Remove, AcceptLoss string }
+
+// ChangeVoters proposes a change and returns when it is in force here. Errors match [ErrVoters] or [ErrNoCluster]; after a
+// timeout the change may still come into force.
+func (n *Node) ChangeVoters(ctx context.Context, c VoterChange, limit time.Duration) error {
+	if n.members == nil {
+		return ErrNoCluster
+	}
+	if limit <= 0 {
+		limit = 30 * time.Second
+	}
+	p := proposal{result: make(chan error, 1), event: func(id uint64, now int64) voters.Event {
+		until := now + limit.Milliseconds()
+		switch {
+		case c.Add != "":
+			return voters.Propose{ID: id, Op: voters.Add, Name: c.Add, Until: until}
+		case c.Remove != "":
+			return voters.Propose{ID: id, Op: voters.Remove, Name: c.Remove, Until: until}
+		}
+		return voters.AcceptLoss{ID: id, Names: []string{c.AcceptLoss}}
+	}}
+	if c.AcceptLoss != "" {
+		n.log.Warn("the loss of a voter is accepted: what only it had acknowledged may be gone", "voter", c.AcceptLoss)
+	}
+	select {
+	case n.members.asked <- p:
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrVoters, ctx.Err())
+	}
+	select {
+	case err := <-p.result:
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrVoters, err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrVoters, ctx.Err())
+	}
+}
+
+// Voters describes the configuration in force.
+func (n *Node) Voters() voters.Status {
+	if n.members == nil {
+		return voters.Status{}
+	}
+	return *n.members.status.Load()
+}
+
+// Gossip returns the node's part in membership, nil if there is none.
+func (n *Node) Gossip() *cluster.Members {
+	if n.members == nil {
+		return nil
+	}
+	return n.members.gossip
+}
+
+// dialing is what is known of getting through to a peer; under membership.mu.
+type dialing struct {
+	busy    bool
+	missing time.Duration // since when there has been no session
+	next    time.Duration // not before
+	backoff time.Duration
+}
+
+// sessionsLoop holds a session with every member that this node should have one with, until ctx ends.
+func (m *membership) sessionsLoop(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	t := time.NewTicker(sessionsEvery)
+	defer t.Stop()
+	for {
+		m.dialMissing(ctx, g)
+		select {
+		case <-ctx.Done():
+			return g.Wait()
+		case <-m.changed:
+		case <-t.C:
+		}
+	}
+}
+
+// dialMissing dials who is missing. Of two nodes the one with the lesser name dials; the other one only if it does not get through.
+func (m *membership) dialMissing(ctx context.Context, g *errgroup.Group) {
+	now := m.n.cfg.Clock.Mono()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, addr := range m.wanted() {
+		d := m.dials[name]
+		if d == nil {
+			d = &dialing{missing: now}
+			m.dials[name] = d
+		}
+		switch {
+		case m.n.replica.connected(name):
+			d.missing = now
+		case d.busy || now < d.next:
+		case m.n.cfg.Name > name && now-d.missing < crossDialWait:
+		default:
+			d.busy = true
+			g.Go(func() error {
+				m.session(ctx, name, addr, d)
+				return nil
+			})
+		}
+	}
+}
+
+// wanted returns the members that this node should have a session with, and their addresses: all of them in a small
+// cluster; in a large one those at distances of powers of two on a ring of names, which dial this one likewise.
+func (m *membership) wanted() map[string]string {
+	members := m.gossip.Members()
+	members = slices.DeleteFunc(members, func(p cluster.Member) bool {
+		return p.Meta.APIAddr == "" || p.Status == cluster.Left || p.Name != m.n.cfg.Name && p.Status == cluster.Dead
+	})
+	list := make(map[string]string)
+	self := slices.IndexFunc(members, func(p cluster.Member) bool { return p.Name == m.n.cfg.Name })
+	for i, p := range members {
+		if i == self || self < 0 {
+			continue
+		}
+		distance := (i - self + len(members)) % len(members)
+		if back := len(members) - distance; len(members) <= MeshSize || distance&(distance-1) == 0 || back&(back-1) == 0 {
+			list[p.Name] = p.Meta.APIAddr
+		}
+	}
+	for name := range m.dials {
+		if list[name] == "" && !m.dials[name].busy {
+			delete(m.dials, name)
+		}
+	}
+	return list
+}
+
+// session holds one session with a peer, if it can be reached.
+func (m *membership) session(ctx context.Context, name, addr string, d *dialing) {
+	began := m.n.cfg.Clock.Mono()
+	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
+	stream, err := m.cfg.Dial(dialCtx, name, addr)
+	if err == nil {
+		err = m.n.Session(ctx, stream, SessionPeer{Name: name, Dialed: true})
+	}
+	cancel()
+	now := m.n.cfg.Clock.Mono()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if d.backoff = min(max(2*d.backoff, dialBackoff), maxBackoff); now-began > silent {
+		d.backoff = dialBackoff
+	}
+	d.busy, d.next = false, now+d.backoff/2+time.Duration(random()%uint64(d.backoff/2))
+	if ctx.Err() == nil {
+		m.n.log.Debug("no session", "node", name, "error", err)
+	}
+}
+
+// compareClocks compares the wall clock with the median of the peers' and its own.
+func (m *membership) compareClocks() {
+	offsets := []time.Duration{0}
+	for _, p := range m.n.Peers() {
+		if p.Timed && !p.Client {
+			offsets = append(offsets, p.Offset)
+		}
+	}
+	slices.Sort(offsets)
+	median := offsets[(len(offsets)-1)/2]
+	if len(offsets) < 3 {
+		median = 0 // of two nobody knows who is right
+	}
+	before := time.Duration(m.offset.Swap(int64(median)))
+	if far := median.Abs() > warnOffset; far != (before.Abs() > warnOffset) {
+		if far {
+			m.n.log.Warn("the wall clock is off from the other nodes'", "offset", median.String(), "writes_refused_beyond", stopOffset.String())
+		} else {
+			m.n.log.Info("the wall clock agrees with the other nodes'")
+		}
+	}
+	m.refuses.Store(median.Abs() > stopOffset)
+}
+
+// ClockOffset is how far the median of the peers' wall clocks is ahead of this node's.
+func (n *Node) ClockOffset() time.Duration {
+	if n.members == nil {
+		return 0
+	}
+	return time.Duration(n.members.offset.Load())
+}

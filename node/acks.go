@@ -162,6 +162,18 @@ func (r *replica) acknowledged(ctx context.Context, needs []replication.Dot, lev
 	return receipt, err
 }
 
+// Confirm waits until everything that this node has written in this run is held as durably as a level asks for; limit 0 is that of
+// Config. It is for the end of many writes at [AckLocal]. Errors match [ErrNotReady], or [ErrAck] and come with the receipt.
+func (n *Node) Confirm(ctx context.Context, level Ack, limit time.Duration) (Receipt, error) {
+	if !n.complete.Load() {
+		return Receipt{}, ErrNotReady
+	}
+	n.replica.mu.Lock()
+	needs := n.replica.core.Own()
+	n.replica.mu.Unlock()
+	return n.replica.acknowledged(ctx, needs, n.replica.level(level), limit)
+}
+
 // settle ends the waiters whose level is reached; mu is held.
 func (r *replica) settle() {
 	r.waiters = slices.DeleteFunc(r.waiters, func(w *waiter) bool {

@@ -237,6 +237,16 @@ func (r *Replica) Confirmed(index uint32, number uint64) (names []string) {
 	return names
 }
 
+// Own returns the dots of the last records that this run has written.
+func (r *Replica) Own() (last []Dot) {
+	for _, o := range r.own {
+		if o != nil && o.applied > 0 {
+			last = append(last, MakeDot(o.Index, o.applied))
+		}
+	}
+	return last
+}
+
 // Durable reports whether this replica holds a dot durably.
 func (r *Replica) Durable(d Dot) bool {
 	o := r.reg.get(d.Index())
@@ -288,6 +298,17 @@ type Lag struct {
 var LagBounds = [...]time.Duration{
 	250 * time.Microsecond, 500 * time.Microsecond, time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond,
 	50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, time.Second, 5 * time.Second, 30 * time.Second,
+}
+
+// Quantile returns the upper bound of the bucket that a quantile falls into; beyond the last bound, the last one.
+func (l *Lag) Quantile(q float64) time.Duration {
+	rank, n := uint64(q*float64(l.Count)), uint64(0)
+	for i, c := range l.Buckets {
+		if n += c; n > rank {
+			return LagBounds[min(i, len(LagBounds)-1)]
+		}
+	}
+	return 0
 }
 
 func (r *Replica) measure(p *peer, o *origin) {

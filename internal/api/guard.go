@@ -45,7 +45,9 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx := context.WithValue(r.Context(), callKey{}, c)
-	if r.URL.Path != streamProcedure {
+	switch r.URL.Path {
+	case streamProcedure, exchangeProcedure:
+	default:
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, s.cfg.Limits.Deadline)
 		defer cancel()
@@ -124,7 +126,7 @@ func (s *Server) panicked(method string, p any) {
 func (s *Server) limit(r *http.Request) int64 {
 	var n int64
 	switch r.URL.Path {
-	case streamProcedure:
+	case streamProcedure, exchangeProcedure:
 		return math.MaxInt64 - 1 // each message is bounded
 	case revokdv1connect.RevocationServiceRevokeBatchProcedure, revokdv1connect.RevocationServiceCheckBatchProcedure:
 		n = int64(s.cfg.Limits.Batch)

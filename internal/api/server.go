@@ -16,8 +16,10 @@ import (
 	"connectrpc.com/grpcreflect"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/node"
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 	"github.com/revokd/revokd/revocation"
 	"github.com/revokd/revokd/token"
@@ -35,6 +37,13 @@ type Config struct {
 	// Hosts are the names, besides localhost and loopback addresses, under which the server may be called, without
 	// ports; "*" is any. A request for another Host is refused: a web page could have pointed its own name at us.
 	Hosts []string
+
+	// Identity returns the secrets of a development cluster for a node that joins it; nil: none are handed out.
+	Identity func() *revokdv1.IdentityResponse
+	// OtherKeys carries a change of the gossip keys to the other members; nil: a change is for this node only.
+	OtherKeys func(context.Context, []cluster.Member, *revokdv1.GossipKeysRequest) []*revokdv1.GossipKeysResponse_NodeKeys
+	// Leave is called when the node has left its cluster on request.
+	Leave func()
 
 	Limits Limits
 	// Drain is how long calls may go on after the context of Serve has ended. Default 10 s.
@@ -151,8 +160,12 @@ func (s *Server) route() {
 		}),
 		connect.WithInterceptors(interceptor{s}),
 	}
-	services := []string{revokdv1connect.RevocationServiceName, grpchealth.HealthV1ServiceName}
+	services := []string{
+		revokdv1connect.RevocationServiceName, revokdv1connect.ClusterServiceName, revokdv1connect.ReplicationServiceName, grpchealth.HealthV1ServiceName,
+	}
 	s.mux.Handle(revokdv1connect.NewRevocationServiceHandler(revocations{s}, options...))
+	s.mux.Handle(revokdv1connect.NewClusterServiceHandler(clusters{s}, options...))
+	s.mux.Handle(revokdv1connect.NewReplicationServiceHandler(replicas{s}, options...))
 	if s.cfg.Dev != nil {
 		services = append(services, revokdv1connect.DevServiceName)
 		s.mux.Handle(revokdv1connect.NewDevServiceHandler(dev{s}, options...))

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -15,6 +16,9 @@ import (
 
 // maxItems is the number of items in one message.
 const maxItems = node.MaxBatch
+
+// maxUrgent is how many items of a batch may overtake those of streams on their way to other nodes.
+const maxUrgent = 64
 
 // revocations serves RevocationService. Its methods return errors as they come; the interceptor turns them into codes.
 type revocations struct{ *Server }
@@ -77,7 +81,7 @@ func (s revocations) blockRequest(a revocation.Action, m *revokdv1.Match, reason
 func (s revocations) write(ctx context.Context, r revocation.Request, o node.WriteOptions) (*connect.Response[revokdv1.RevokeResponse], error) {
 	results, receipt, err := s.node.Write(ctx, []revocation.Request{r}, o)
 	if err != nil {
-		return nil, err
+		return nil, withReceipt(err, receipt)
 	}
 	if results[0].Err != nil {
 		return nil, results[0].Err
@@ -110,6 +114,14 @@ func (s revocations) RevokeBatch(ctx context.Context, c *connect.Request[revokdv
 	return connect.NewResponse(m), nil
 }
 
+// withReceipt adds the receipt to the error of a write that is durable, but not as widely as was asked for.
+func withReceipt(err error, r node.Receipt) error {
+	if errors.Is(err, node.ErrAck) {
+		return &notConfirmed{receiptAnswer(r), err}
+	}
+	return err
+}
+
 // writeItems carries out items in one durable write. What is refused, here or by the node, has its error in its
 // result; without an item to write there is no receipt.
 func (s *Server) writeItems(ctx context.Context, items []*revokdv1.RevokeRequest, o node.WriteOptions) ([]node.Result, *revokdv1.Receipt, error) {
@@ -130,9 +142,10 @@ func (s *Server) writeItems(ctx context.Context, items []*revokdv1.RevokeRequest
 	if len(requests) == 0 {
 		return results, nil, nil
 	}
+	o.Bulk = o.Bulk || len(requests) > maxUrgent
 	written, receipt, err := s.node.Write(ctx, requests, o)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, withReceipt(err, receipt)
 	}
 	for i, r := range written {
 		results[place[i]] = r

@@ -8,6 +8,8 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/revokd/revokd/cluster"
+	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
@@ -30,6 +32,7 @@ var (
 	errBackups    = errors.New("a backup is being made")
 	errStopping   = errors.New("server stops")
 	errPanic      = errors.New("handler panicked")
+	errNoIdentity = errors.New("no secrets are handed out")
 )
 
 // outcome is what a caller is told about an error.
@@ -69,6 +72,22 @@ var outcomes = []struct {
 	{node.ErrClock, outcome{code: connect.CodeUnavailable, kind: "clock", limit: "state issued_before and expires_at, or wait", message: "the node's wall clock cannot be believed and the request needs it", retry: 5}},
 	{node.ErrBusy, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many writes are waiting", retry: 1}},
 	{node.ErrNoJournal, outcome{code: connect.CodeFailedPrecondition, kind: "not_allowed", limit: "durability disk", message: "the node has no journal: there is nothing to back up"}},
+	{node.ErrAck, outcome{code: connect.CodeDeadlineExceeded, kind: "ack", field: "options.ack", message: "the write is durable on this node and will reach the others; fewer than asked for have confirmed it in time, see the receipt"}},
+	{node.ErrNoCluster, outcome{code: connect.CodeFailedPrecondition, kind: "no_cluster", message: "the node does not belong to a cluster"}},
+	{node.ErrVoters, outcome{code: connect.CodeFailedPrecondition, kind: "voters", message: "the voters were not changed, or not yet"}},
+	{node.ErrSession, outcome{code: connect.CodeAborted, kind: "session", message: "the session is not wanted: there is one already, or the node is not ready"}},
+	{replication.ErrIncompatible, outcome{code: connect.CodePermissionDenied, kind: "incompatible", message: "the peer belongs to another cluster, has another fingerprint key or speaks another version"}},
+	{replication.ErrProtocol, outcome{code: connect.CodeInvalidArgument, kind: "malformed", field: "frames", message: "the message is malformed"}},
+	{replication.ErrRefused, outcome{code: connect.CodeInvalidArgument, kind: "refused", field: "frames", message: "a record was refused"}},
+	{replication.ErrDefinition, outcome{code: connect.CodeAborted, kind: "session", field: "frames", message: "the definition of a record is missing: begin another session"}},
+	{cluster.ErrSeed, outcome{code: connect.CodeInvalidArgument, kind: "malformed", field: "addresses", limit: "host:port, dns+name:port or dnssrv+name", message: "an address cannot be used"}},
+	{cluster.ErrKeySize, outcome{code: connect.CodeInvalidArgument, kind: "malformed", field: "install", limit: "16, 24 or 32 bytes in base64", message: "a gossip key has 16, 24 or 32 bytes"}},
+	{cluster.ErrKeyLimit, outcome{code: connect.CodeResourceExhausted, kind: "full", field: "install", limit: "at most 8 keys", message: "too many gossip keys: remove one first", retry: 1}},
+	{cluster.ErrUnknownKey, outcome{code: connect.CodeInvalidArgument, kind: "unknown_key", field: "id", message: "no such gossip key on this node"}},
+	{cluster.ErrPrimaryKey, outcome{code: connect.CodeFailedPrecondition, kind: "conflict", field: "remove", message: "the gossip key in use cannot be removed: use another one first"}},
+	{cluster.ErrNoKey, outcome{code: connect.CodeFailedPrecondition, kind: "no_cluster", field: "change", message: "gossip is not encrypted on this node"}},
+	{cluster.ErrNotRunning, outcome{code: connect.CodeUnavailable, kind: "not_ready", message: "gossip is not running", retry: 1}},
+	{errNoIdentity, outcome{code: connect.CodePermissionDenied, kind: "not_allowed", message: "this node hands out no secrets: it is not for development"}},
 	{node.ErrTooMany, outcome{code: connect.CodeInvalidArgument, kind: "out_of_range", field: "items", limit: "1 to 1000", message: "1 to 1000 items in one message"}},
 	{node.ErrIdempotencyConflict, outcome{code: connect.CodeAlreadyExists, kind: "conflict", field: "options.idempotency_key", message: "the idempotency key was used for another request"}},
 	{journal.ErrFull, outcome{code: connect.CodeResourceExhausted, kind: "disk_full", message: "the disk is full; checks go on", retry: 30}},
@@ -95,6 +114,15 @@ var outcomes = []struct {
 
 // internal is the outcome of everything that is not in the table.
 var internal = outcome{code: connect.CodeInternal, kind: "internal", message: "internal error"}
+
+// notConfirmed is a write that fewer nodes than asked for have confirmed in time: its receipt goes with the error.
+type notConfirmed struct {
+	receipt *revokdv1.Receipt
+	err     error
+}
+
+func (e *notConfirmed) Error() string { return e.err.Error() }
+func (e *notConfirmed) Unwrap() error { return e.err }
 
 // inField says in which field of the request an error arose.
 type inField struct {
@@ -145,6 +173,11 @@ func (s *Server) refusal(err error, method string) *connect.Error {
 	coded := connect.NewError(o.code, &told{o.message, err})
 	if detail, err := connect.NewErrorDetail(detailOf(o, valueKind)); err == nil {
 		coded.AddDetail(detail)
+	}
+	if short, ok := errors.AsType[*notConfirmed](err); ok {
+		if detail, err := connect.NewErrorDetail(short.receipt); err == nil {
+			coded.AddDetail(detail)
+		}
 	}
 	if o.retry > 0 {
 		coded.Meta().Set("Retry-After", strconv.Itoa(o.retry))

@@ -141,7 +141,7 @@ func (w *streaming) take(ctx context.Context, m received, more <-chan received) 
 		items = items[n:]
 	}
 	if errors.Is(m.err, io.EOF) {
-		return true, w.answer(w.receipt)
+		return true, w.finish(ctx)
 	}
 	return false, m.err
 }
@@ -169,7 +169,9 @@ func (w *streaming) admit(m *revokdv1.RevokeStreamRequest) (err error) {
 func (w *streaming) write(ctx context.Context, items []*revokdv1.RevokeRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.Limits.Deadline)
 	defer cancel()
-	results, receipt, err := w.writeItems(ctx, items, w.options)
+	o := w.options
+	o.Ack, o.Bulk = node.AckLocal, true
+	results, receipt, err := w.writeItems(ctx, items, o)
 	w.audit(streamProcedure, w.id).items(items, results, err)
 	if err != nil {
 		return err
@@ -195,6 +197,19 @@ func (w *streaming) write(ctx context.Context, items []*revokdv1.RevokeRequest) 
 	err = w.answer(nil)
 	t.Errors = nil
 	return err
+}
+
+// finish waits until as many nodes as were asked for hold all of it, and sends the receipt. On its way through the stream an item is
+// acknowledged when this node holds it: waiting for the others after each message would take a round trip for each.
+func (w *streaming) finish(ctx context.Context) error {
+	if w.receipt == nil {
+		return w.answer(nil)
+	}
+	receipt, err := w.node.Confirm(ctx, w.options.Ack, w.options.AckTimeout)
+	if err != nil && !errors.Is(err, node.ErrAck) {
+		return err
+	}
+	return errors.Join(withReceipt(err, receipt), w.answer(receiptAnswer(receipt)))
 }
 
 // answer sends the totals. A caller who does not read is cut off.

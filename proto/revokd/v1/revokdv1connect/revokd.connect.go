@@ -81,7 +81,8 @@ type RevocationServiceClient interface {
 	// RevokeBatch revokes up to 1000 items in one durable write. A refused item does not stop the others.
 	RevokeBatch(context.Context, *connect.Request[v1.RevokeBatchRequest]) (*connect.Response[v1.RevokeBatchResponse], error)
 	// RevokeStream revokes any number of items. The node answers with progress: everything up to
-	// `acknowledged` items is durable or listed as refused, so an interrupted caller resumes there.
+	// `acknowledged` items is durable on this node or listed as refused, so an interrupted caller resumes there. The
+	// receipt in the last message says which nodes hold all of it; the call waits there for the level asked for.
 	RevokeStream(context.Context) *connect.BidiStreamForClient[v1.RevokeStreamRequest, v1.RevokeStreamResponse]
 	// Block denies every matching token, whatever its iat, until Unblock or expires_at.
 	Block(context.Context, *connect.Request[v1.BlockRequest]) (*connect.Response[v1.RevokeResponse], error)
@@ -235,7 +236,8 @@ type RevocationServiceHandler interface {
 	// RevokeBatch revokes up to 1000 items in one durable write. A refused item does not stop the others.
 	RevokeBatch(context.Context, *connect.Request[v1.RevokeBatchRequest]) (*connect.Response[v1.RevokeBatchResponse], error)
 	// RevokeStream revokes any number of items. The node answers with progress: everything up to
-	// `acknowledged` items is durable or listed as refused, so an interrupted caller resumes there.
+	// `acknowledged` items is durable on this node or listed as refused, so an interrupted caller resumes there. The
+	// receipt in the last message says which nodes hold all of it; the call waits there for the level asked for.
 	RevokeStream(context.Context, *connect.BidiStream[v1.RevokeStreamRequest, v1.RevokeStreamResponse]) error
 	// Block denies every matching token, whatever its iat, until Unblock or expires_at.
 	Block(context.Context, *connect.Request[v1.BlockRequest]) (*connect.Response[v1.RevokeResponse], error)

@@ -29,13 +29,13 @@ func (n *Node) sendControl(to string, message []byte) {
 	}
 }
 
-// takeCaughtUp returns the nodes that this one has caught up with, durably, and under which configuration, since it was last called.
-func (r *replica) takeCaughtUp() map[string]uint64 {
+// takeCaughtUp returns the nodes that this one has caught up with, durably, since it was last called.
+func (r *replica) takeCaughtUp() []replication.CaughtUp {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m := r.caughtUp
+	list := r.caughtUp
 	r.caughtUp = nil
-	return m
+	return list
 }
 
 // connected reports whether there is a session with a node.

@@ -203,9 +203,12 @@ func (m *membership) votersLoop(ctx context.Context) error {
 
 // look tells the machine who is there, and with whom this node has caught up.
 func (m *membership) look(ctx context.Context) error {
-	for name, hash := range m.n.replica.takeCaughtUp() {
-		self := m.n.cfg.Name
-		if err := m.step(ctx, voters.CaughtUp{Name: self, Incarnation: voters.Incarnation(m.n.replica.incarnation), Hash: hash, With: []string{name}}); err != nil {
+	for _, c := range m.n.replica.takeCaughtUp() {
+		e := voters.CaughtUp{
+			Name: m.n.cfg.Name, Incarnation: voters.Incarnation(m.n.replica.incarnation), Hash: c.Hash,
+			With: []voters.Voter{{Name: c.Name, Incarnation: voters.Incarnation(c.Incarnation)}},
+		}
+		if err := m.step(ctx, e); err != nil {
 			return err
 		}
 	}

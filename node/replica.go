@@ -29,7 +29,7 @@ type replica struct {
 	waiters  []*waiter
 	voters   replication.Voters
 	votes    bool
-	caughtUp map[string]uint64 // nodes whose holdings are durable here, and under which voters
+	caughtUp []replication.CaughtUp // nodes whose holdings are durable here
 
 	// What peers sent on its way to the disk, in the order of tokens.
 	backlog  []*journal.Batch // the journal's queue was full
@@ -138,13 +138,8 @@ func (r *replica) stepLocked(e replication.Event) {
 		}
 	}
 	control := slices.Clone(out.Control)
-	writes := slices.Clone(out.Journal) // what follows may step again
-	for _, c := range out.CaughtUp {
-		if r.caughtUp == nil {
-			r.caughtUp = make(map[string]uint64)
-		}
-		r.caughtUp[c.Name] = c.Hash
-	}
+	writes := slices.Clone(out.Journal)              // what follows may step again
+	r.caughtUp = append(r.caughtUp, out.CaughtUp...) // once for each peer and configuration
 	views, acks, fence := out.Views, out.Acks, out.Fence
 	for i := range writes {
 		r.keep(&writes[i])

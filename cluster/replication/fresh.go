@@ -157,7 +157,7 @@ func (r *Replica) lookLevel(p *peer) {
 		}
 	}
 	p.caught, p.level = p.levelHash, nil
-	r.out.CaughtUp = append(r.out.CaughtUp, CaughtUp{p.name, p.caught})
+	r.out.CaughtUp = append(r.out.CaughtUp, CaughtUp{p.name, p.incarnation, p.caught})
 }
 
 func (r *Replica) holds(need []uint64) bool {

@@ -81,12 +81,13 @@ type unnamed struct {
 
 // peer is the other side of a session.
 type peer struct {
-	id     PeerID
-	name   string
-	proved bool // name comes from the session, not from the peer
-	client bool
-	hello  bool // its hello has arrived
-	helped bool // ours has been sent
+	id          PeerID
+	name        string
+	proved      bool // name comes from the session, not from the peer
+	client      bool
+	hello       bool        // its hello has arrived
+	incarnation Incarnation // of its data directory
+	helped      bool        // ours has been sent
 
 	refs    []uint32 // of the peer, to indices here; 0: not for us
 	applied []uint64 // its vector, by index
@@ -476,7 +477,7 @@ func (r *Replica) receiveHello(p *peer, f *reader) error {
 	case p.client && !h.client:
 		return fmt.Errorf("%w: a client that says it is a node", ErrIncompatible)
 	}
-	p.hello, p.name, p.client = true, h.name, h.client
+	p.hello, p.name, p.client, p.incarnation = true, h.name, h.client, h.incarnation
 	r.wake(p)
 	return nil
 }

@@ -275,8 +275,9 @@ type Control struct {
 
 // CaughtUp is a peer whose holdings are durable here, as of a moment when it followed the voters with this hash.
 type CaughtUp struct {
-	Name string
-	Hash uint64
+	Name        string
+	Incarnation Incarnation
+	Hash        uint64
 }
 
 // Closing is a session that must end.

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-var seeds = flag.Int("voters.seeds", 0, "simulated histories (0: 500, or 100 with -short)")
+var seeds = flag.Int("voters.seeds", 0, "simulated histories (0: 300, or 100 with -short)")
 
 var from = flag.Uint64("voters.from", 0, "the first seed")
 
@@ -14,7 +14,7 @@ var from = flag.Uint64("voters.from", 0, "the first seed")
 func TestChaos(t *testing.T) {
 	n := *seeds
 	if n == 0 {
-		n = 500
+		n = 300
 		if testing.Short() {
 			n = 100
 		}

@@ -442,3 +442,38 @@ func FuzzMessage(f *testing.F) {
 		}
 	})
 }
+
+// A majority that is connected decides, with the others dead and every third message lost; a minority decides nothing and says why.
+func TestMajorityGoesOn(t *testing.T) {
+	for seed := range uint64(20) {
+		s := formed(0, 5, letters(6)...)
+		s.loss = 0.3
+		for range seed {
+			s.rng.Uint64()
+		}
+		s.split("A", "B", "F")
+		s.start("F")
+		s.step(s.nodes["A"], Propose{ID: 1, Op: Remove, Name: "E", Until: s.now + 10_000})
+		s.pass(11_000)
+		if err := s.nodes["A"].results[1]; !errors.Is(err, ErrTimeout) || !strings.Contains(err.Error(), "majority of the voters") {
+			t.Fatalf("a minority removes E: %v", err)
+		}
+		if c := s.nodes["A"].m.Config(); c.Number != 1 {
+			t.Fatalf("a minority has decided %v", c)
+		}
+		clear(s.cut)
+		s.stop("D")
+		s.stop("E")
+		for id, p := range []Propose{{Op: Remove, Name: "D"}, {Op: Remove, Name: "E"}, {Op: Add, Name: "F"}} {
+			p.ID, p.Until = uint64(10+id), s.now+60_000
+			s.step(s.nodes[[]string{"A", "B", "F"}[id]], p)
+		}
+		for range 8 {
+			s.level("A", "B", "C", "F")
+		}
+		c, err := s.agree("A", "B", "C", "F")
+		if err != nil || s.err() != nil || len(c.Voters) != 4 || !s.nodes["F"].m.Votes() {
+			t.Fatalf("seed %d: %v, %v, %v", seed, c, err, s.err())
+		}
+	}
+}

@@ -41,7 +41,7 @@ var imports = map[string]string{
 }
 
 // wordless packages are mechanism: they could be used elsewhere, and the word token does not occur in them.
-var wordless = []string{"bloom", "ttlstore", "journal", "cluster"}
+var wordless = []string{"bloom", "ttlstore", "journal", "cluster", "cluster/voters"}
 
 // clockReaders read the clock of the system, each for a reason. Everybody else is given the time.
 var clockReaders = map[string]string{

@@ -8,6 +8,7 @@ var imports = map[string]string{
 	"internal/app":             "internal/api internal/atomicfile internal/devissuer journal node revocation token ttlstore",
 	"internal/api":             "internal/devissuer journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
 	"internal/devissuer":       "token revocation",
+	"internal/pki":             "internal/atomicfile internal/clock",
 
 	// Process
 	"node": "cluster cluster/replication cluster/voters internal/clock journal revocation ttlstore",
@@ -81,7 +82,7 @@ var libraries = []library{
 	{"github.com/bits-and-blooms/bloom/v3", "BSD-2-Clause", "sizes of filters, and the layout that other languages read", "bloom"},
 	{"github.com/dchest/siphash", "CC0-1.0", "SipHash-128, against which tests hold our own", ""},
 	{"github.com/golang-jwt/jwt/v5", "MIT", "parses and verifies tokens", "token internal/devissuer"},
-	{"github.com/hashicorp/go-hclog", "MIT", "logs", "cmd/revokd internal/app internal/api token node journal cluster"},
+	{"github.com/hashicorp/go-hclog", "MIT", "logs", "cmd/revokd internal/app internal/api internal/pki token node journal cluster"},
 	{"github.com/hashicorp/go-msgpack/v2", "MIT", "decodes memberlist's messages as memberlist does, to see what may pass", "cluster"},
 	{"github.com/hashicorp/memberlist", "MPL-2.0", "membership and failure detection", "cluster"},
 	{"github.com/mattn/go-isatty", "MIT", "whether a person or a program reads the output", "cmd/revokd"},

@@ -191,14 +191,22 @@ func (e *enumeration) before(op, name string) error {
 func (e *enumeration) look(f *crashFS, where string, deep bool) {
 	e.memory.mu.Lock()
 	defer e.memory.mu.Unlock()
-	for _, c := range f.crashes() {
-		e.recover(f.after(c, e.dice), fmt.Sprintf("%s, %s", where, c), deep)
-	}
-	e.recover(f.killed(), where+", killed", deep)
+	e.recoverAll(f, where, deep)
 }
 
-// recover starts a journal on what a crash left, compares, then loses what the recovery has not made durable itself.
-func (e *enumeration) recover(f *crashFS, where string, deep bool) {
+// recoverAll recovers from every crash that is possible now.
+func (e *enumeration) recoverAll(f *crashFS, where string, deep bool) {
+	crashes := f.crashes()
+	for _, c := range crashes {
+		e.recover(f.after(c, e.dice), fmt.Sprintf("%s, %s", where, c), deep, e.dice.IntN(4) == 0)
+	}
+	if len(crashes) > 1 { // else it is the same
+		e.recover(f.killed(), where+", killed", deep, true)
+	}
+}
+
+// recover starts a journal on what a crash left, compares, then, if again, loses what the recovery has not made durable itself.
+func (e *enumeration) recover(f *crashFS, where string, deep, again bool) {
 	e.crashes++
 	if e.found != nil {
 		return
@@ -208,11 +216,7 @@ func (e *enumeration) recover(f *crashFS, where string, deep bool) {
 	if deep {
 		// The recovery is interrupted as well.
 		f.before = func(op, name string) error {
-			where := fmt.Sprintf("%s, then while that is recovered before %s %s", where, op, name)
-			for _, c := range f.crashes() {
-				e.recover(f.after(c, e.dice), fmt.Sprintf("%s, %s", where, c), false)
-			}
-			e.recover(f.killed(), where+", killed", false)
+			e.recoverAll(f, fmt.Sprintf("%s, then while that is recovered before %s %s", where, op, name), false)
 			return nil
 		}
 	}
@@ -226,11 +230,10 @@ func (e *enumeration) recover(f *crashFS, where string, deep bool) {
 	if j != nil {
 		_ = j.Close()
 	}
-	if err == nil {
-		again := cfg
-		again.FS = f.after(crash{everything, everything}, e.dice)
+	if err == nil && again {
+		cfg.FS = f.after(crash{everything, everything}, e.dice)
 		var later *seen
-		j, later, err = e.memory.read(again)
+		j, later, err = e.memory.read(cfg)
 		if err == nil {
 			err = e.memory.gone(s, later)
 		}

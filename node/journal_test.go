@@ -152,6 +152,89 @@ func TestClockAtRestart(t *testing.T) {
 	}
 }
 
+// expire does what the sweeper, the housekeeper and the expiry of files do now and then.
+func expire(t *testing.T, n *Node) {
+	t.Helper()
+	n.tick()
+	n.table.Sweep(n.Now())
+	if err := n.keepHouse(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.journal.Expire(t.Context(), n.Now()/1000); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The wall clock steps under a running node, once or to and fro, and nobody sets it right: what is revoked stays so up to
+// the last minute of its hour and slack, in memory and on disk, and goes as soon as the clock allows.
+func TestClockSteps(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, steps := range [][]time.Duration{
+		{time.Hour}, {-time.Hour}, {30 * day}, {-30 * day}, {time.Hour, -time.Hour}, {-time.Hour, time.Hour},
+		{30 * day, -30 * day, 30 * day}, {-30 * day, 31 * day}, {10 * time.Minute, 10 * time.Minute, 10 * time.Minute, 10 * time.Minute},
+	} {
+		dir, clk := t.TempDir(), clocktest.New(start)
+		n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+		write(t, n, deny(t, "j1"))
+		wrong := time.Duration(0)
+		for minute := range 70 { // an hour, and 10 minutes of slack
+			if minute%7 == 3 && minute/7 < len(steps) {
+				clk.Jump(steps[minute/7])
+				wrong += steps[minute/7]
+			}
+			expire(t, n)
+			if v := n.Check(token(t, start, "")); v.Status != revocation.Revoked {
+				t.Fatalf("steps %v: after %d minutes %s (%s)", steps, minute, v.Status, v.Cause)
+			}
+			clk.Advance(time.Minute)
+		}
+		clk.Advance(5 * time.Minute)
+		if wrong < 0 {
+			clk.Advance(-wrong)
+		}
+		expire(t, n)
+		if items := n.Status().Table.Items; items != 0 {
+			t.Errorf("steps %v: %d records after their time", steps, items)
+		}
+		stop()
+	}
+}
+
+// A machine that starts again and again with a wrong clock, each time for less than the grace period, forgets nothing early.
+func TestRestartsWithWrongClock(t *testing.T) {
+	const day = 24 * time.Hour
+	dir, clk := t.TempDir(), clocktest.New(start)
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	write(t, n, deny(t, "j1"))
+	expire(t, n)
+	stop()
+	wrong := []time.Duration{time.Hour, 30 * day, -time.Hour, -30 * day, -50 * 365 * day, 12 * time.Hour}
+	for round := range 12 {
+		step := wrong[round%len(wrong)]
+		clk.Jump(step)
+		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+		for range 5 {
+			expire(t, n)
+			if v := n.Check(token(t, start, "")); v.Status != revocation.Revoked {
+				t.Fatalf("round %d, clock wrong by %s: %s (%s)", round, step, v.Status, v.Cause)
+			}
+			clk.Advance(time.Minute)
+		}
+		expire(t, n)
+		stop()
+		clk.Jump(-step)
+	}
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk}) // an hour after the revocation
+	defer stop()
+	expire(t, n)
+	wantStatus(t, n, token(t, start, ""), revocation.Revoked)
+	clk.Advance(30 * time.Minute)
+	expire(t, n)
+	if items := n.Status().Table.Items; items != 0 {
+		t.Errorf("%d records long after their time", items)
+	}
+}
+
 // A node whose clock stands before the last time on disk says so and takes no cutoff at "now".
 func TestClockBehindDisk(t *testing.T) {
 	dir, clk := t.TempDir(), clocktest.New(start)

@@ -16,15 +16,14 @@
 // # What it does not promise
 //
 // Whoever holds a key of the ring is trusted: it can announce any name, accuse any member and replay what it has seen, and
-// a listener can repeat a sealed packet. So nothing that decides a verdict may rest on gossip. In a row of thousands of forged
-// messages a key holder can still drive the incarnation of a member to its limit; the member then shows stale metadata after
-// a restart, until it has been away for a minute. Change the key.
+// a listener can repeat a sealed packet. So nothing that decides a verdict may rest on gossip. A key holder removes nobody for good, but can
+// make others believe forged metadata of a member, or leave it with that of its life before a restart, until it has been away for a minute: change the key.
 //
 // # Keys
 //
 // A ring of up to eight keys: the first seals, all open. To rotate, install the new key on every node, then use it on every node, then remove the old one on
 // every node; each step everywhere before the next, by whoever calls. Keys are named by an id, a hash. 2^32 messages is the most for one
-// key; [Stats] counts those of this node.
+// key; [Stats] counts those of this node. memberlist's own metrics go nowhere unless a program sets a global sink for them.
 //
 // # Concurrency
 //

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"io"
 	"os"
 	"syscall"
@@ -113,4 +114,13 @@ func (f osFile) Linked() (bool, error) {
 		return false, err
 	}
 	return linked(info), nil
+}
+
+// Locked reports whether a process has the journal in a directory open. What it says may have changed by the time it is read.
+func Locked(dir string) bool {
+	lock, err := osFS{}.Lock(newDirectory(nil, dir).path(lockName), false)
+	if err == nil {
+		lock.Close()
+	}
+	return errors.Is(err, ErrLocked)
 }

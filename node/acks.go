@@ -48,7 +48,7 @@ func (r *replica) connected(name string) bool {
 // freshness is when the view held all that voters held, on the monotonic clock.
 type freshness struct {
 	quorum, all time.Duration
-	byDefault   Freshness
+	alone       bool // this node is a majority by itself
 }
 
 // oldest is the age of a view that there is none of.
@@ -70,7 +70,7 @@ func (f *freshness) age(now time.Duration, level Freshness) time.Duration {
 
 // publish makes the age of the view known to checks; mu is held.
 func (r *replica) publish() {
-	if !r.n.complete.Load() && r.n.cfg.Cluster != nil && r.n.replayed.Load() && (r.core.Leveled() || r.alone()) {
+	if !r.n.complete.Load() && r.n.cfg.Cluster != nil && r.n.replayed.Load() && (r.core.Leveled() || r.alone() || r.n.cfg.Cluster.StartAlone) {
 		r.n.completed()
 	}
 	if r.n.cfg.Cluster == nil {
@@ -78,6 +78,7 @@ func (r *replica) publish() {
 	}
 	f := &freshness{}
 	f.quorum, f.all = r.core.FreshSince()
+	f.alone = f.quorum == math.MaxInt64
 	r.n.fresh.Store(f)
 }
 

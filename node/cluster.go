@@ -37,6 +37,9 @@ type ClusterConfig struct {
 	Dial func(ctx context.Context, name, apiAddr string) (Stream, error)
 	// BootstrapExpect is how many nodes form the first list of voters when all of them are there. 0: this node joins a list that exists.
 	BootstrapExpect int
+	// StartAlone: after a start the node does not wait until it is level with another one. It may then lack what others have acknowledged, so that
+	// a check that asks for [FreshnessAny] can call a revoked token active; others stay Unknown until a majority is there.
+	StartAlone bool
 	// AutoVoters: nodes that have caught up are proposed as voters by themselves. For development.
 	AutoVoters bool
 }
@@ -45,14 +48,15 @@ const (
 	// MeshSize is the largest cluster in which every node holds a session with every other.
 	MeshSize = 17
 
-	sessionsEvery = 250 * time.Millisecond
-	dialTimeout   = 5 * time.Second
-	dialBackoff   = 250 * time.Millisecond // first; it doubles up to
-	maxBackoff    = 2 * time.Second
-	crossDialWait = 2 * time.Second // before the node with the greater name dials
-	votersEvery   = 100 * time.Millisecond
-	offsetsEvery  = time.Second
-	maxVoterQueue = 1024
+	sessionsEvery  = 250 * time.Millisecond
+	dialTimeout    = 5 * time.Second
+	dialBackoff    = 250 * time.Millisecond // first; it doubles up to
+	maxBackoff     = 2 * time.Second
+	crossDialWait  = 2 * time.Second // before the node with the greater name dials
+	votersEvery    = 100 * time.Millisecond
+	offsetsEvery   = time.Second
+	maxVoterQueue  = 1024
+	autoVoterEvery = 5 * time.Second
 
 	// A clock that far from the median of its peers' is warned of, and may not make writes.
 	warnOffset = 2 * time.Second
@@ -61,18 +65,19 @@ const (
 
 // membership is the node's part in a cluster. It is nil on a lone node.
 type membership struct {
-	n       *Node
-	cfg     *ClusterConfig
-	gossip  *cluster.Members // nil without gossip
-	machine *voters.Machine  // belongs to the goroutine of votersLoop, after begin
-	changed chan struct{}    // members have changed
-	events  chan voters.Event
-	results map[uint64]chan error // of proposals; belongs to votersLoop
-	asked   chan proposal
-	nextID  uint64
-	status  atomic.Pointer[voters.Status]
-	offset  atomic.Int64 // of the peers' median wall clock from this one's
-	refuses atomic.Bool  // because of it
+	n        *Node
+	cfg      *ClusterConfig
+	gossip   *cluster.Members // nil without gossip
+	machine  *voters.Machine  // belongs to the goroutine of votersLoop, after begin
+	changed  chan struct{}    // members have changed
+	events   chan voters.Event
+	results  map[uint64]chan error // of proposals; belongs to votersLoop
+	asked    chan proposal
+	nextID   uint64
+	proposed time.Duration // when a voter was last proposed by itself
+	status   atomic.Pointer[voters.Status]
+	offset   atomic.Int64 // of the peers' median wall clock from this one's
+	refuses  atomic.Bool  // because of it
 
 	mu    sync.Mutex
 	dials map[string]*dialing
@@ -232,12 +237,13 @@ func (m *membership) look(ctx context.Context) error {
 	if st.Config.IsZero() && m.cfg.BootstrapExpect > 0 && len(seen) == m.cfg.BootstrapExpect {
 		return m.step(ctx, voters.Bootstrap{Expect: m.cfg.BootstrapExpect, Seen: seen})
 	}
-	if m.cfg.AutoVoters && st.Votes && len(m.results) == 0 {
+	if now := m.n.cfg.Clock.Mono(); m.cfg.AutoVoters && st.Votes && st.Settled && now >= m.proposed+autoVoterEvery {
 		for _, p := range m.gossip.Members() {
 			inList := slices.ContainsFunc(st.Config.Voters, func(v voters.Voter) bool { return v.Name == p.Name })
 			if !inList && p.Status == cluster.Alive && p.Meta.State == cluster.Ready && len(st.Config.Voters) < voters.MaxVoters {
 				m.nextID++
-				return m.step(ctx, voters.Propose{ID: m.nextID, Op: voters.Add, Name: p.Name, Until: m.n.cfg.Clock.Mono().Milliseconds() + 5000})
+				m.proposed = now
+				return m.step(ctx, voters.Propose{ID: m.nextID, Op: voters.Add, Name: p.Name, Until: (now + autoVoterEvery).Milliseconds()})
 			}
 		}
 	}

@@ -364,6 +364,9 @@ func (n *Node) judge(v revocation.Verdict, o CheckOptions) revocation.Verdict {
 	if f == nil { // a lone node: its view has no age
 		return v
 	}
+	if f.alone && o.Freshness != FreshnessAll { // nobody else has to be asked, and no clock
+		return v
+	}
 	age, limit := f.age(n.cfg.Clock.Mono(), o.Freshness), o.MaxStaleness
 	if limit == 0 {
 		limit = n.cfg.MaxStaleness

@@ -105,7 +105,7 @@ func (r *Replica) lookUp(p *peer) {
 	p.probes = append(p.probes[:0], p.probes[last+1:]...)
 	r.leveled = true
 	p.viewed = q.sent
-	if p.caught != q.hash && p.level == nil {
+	if p.caught != q.hash && p.levelHash == 0 {
 		p.level, p.levelHash = q.need, q.hash
 	}
 	if q.hash != r.voters.Hash || p.hash != q.hash || len(q.ages) != len(r.voters.Names) {
@@ -144,11 +144,11 @@ func (r *Replica) setVoters(v Voters, votes bool) {
 
 // lookLevel tells when all that a peer held is durable here, once under each configuration.
 func (r *Replica) lookLevel(p *peer) {
-	if p.level == nil {
+	if p.levelHash == 0 {
 		return
 	}
 	if p.levelHash != r.voters.Hash {
-		p.level = nil
+		p.level, p.levelHash = nil, 0
 		return
 	}
 	for i, n := range p.level {
@@ -156,7 +156,7 @@ func (r *Replica) lookLevel(p *peer) {
 			return
 		}
 	}
-	p.caught, p.level = p.levelHash, nil
+	p.caught, p.level, p.levelHash = p.levelHash, nil, 0
 	r.out.CaughtUp = append(r.out.CaughtUp, CaughtUp{p.name, p.incarnation, p.caught})
 }
 

@@ -110,7 +110,7 @@ type peer struct {
 
 	probes []probe
 	viewed time.Duration // as of then everything that it held is here
-	// What it held under the voters of a hash, until all of it is durable here; then caught is the hash.
+	// What it held under the voters of a hash, until all of it is durable here; then caught is the hash. A hash of 0 is none.
 	level     []uint64
 	levelHash uint64
 	caught    uint64

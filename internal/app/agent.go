@@ -12,16 +12,20 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/revokd/revokd/internal/api"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/node"
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/revocation"
 	"github.com/revokd/revokd/token"
 	"github.com/revokd/revokd/ttlstore"
@@ -45,6 +49,8 @@ type AgentConfig struct {
 	KeyFile     string // required without Dev, refused with it
 	MaxRecords  int    // 0: see ttlstore.Config
 	MaxMemory   int64  // bytes; 0: see ttlstore.Config
+
+	Cluster ClusterConfig
 
 	Logger hclog.Logger // nil: none
 	Stdout io.Writer    // where the addresses and first commands go; nil: nowhere
@@ -74,6 +80,9 @@ func (c *AgentConfig) validate() error {
 	if c.Stdout == nil {
 		c.Stdout = io.Discard
 	}
+	if c.NodeName == "" && c.Dev && len(c.Cluster.Join) > 0 {
+		c.NodeName = freeDevName(c.DataDir)
+	}
 	if c.NodeName == "" {
 		c.NodeName = "dev"
 		if !c.Dev {
@@ -91,6 +100,8 @@ func (c *AgentConfig) validate() error {
 		return errors.New("--data-dir: missing")
 	case c.Durability != "" && c.Durability != durabilityDisk && c.Durability != durabilityMemory:
 		return errors.New("--durability: malformed: disk or memory")
+	case c.Cluster.validate(c.Dev) != nil:
+		return c.Cluster.validate(c.Dev)
 	case c.MaxRecords < 0:
 		return errors.New("--max-records: out of range: not negative")
 	case c.MaxMemory < 0:
@@ -115,6 +126,13 @@ type agent struct {
 	verifier *token.Verifier
 	server   *api.Server
 	listener net.Listener
+
+	seeds          []string                   // of gossip, that a dev node was told by who it joins
+	identityAnswer *revokdv1.IdentityResponse // what this dev node tells who joins it
+	left           chan struct{}              // the node was told to leave its cluster
+
+	transport sync.Once
+	peers     *http.Client
 }
 
 // Agent runs a node until ctx ends; then it stops accepting, lets what has been accepted finish, and returns nil. Errors are
@@ -123,13 +141,13 @@ func Agent(ctx context.Context, cfg AgentConfig) (err error) {
 	if err := cfg.validate(); err != nil {
 		return err
 	}
-	a := &agent{cfg: cfg, dir: filepath.Join(cfg.DataDir, cfg.NodeName)}
+	a := &agent{cfg: cfg, dir: filepath.Join(cfg.DataDir, cfg.NodeName), left: make(chan struct{})}
 	// Before anything is written: a refused address leaves nothing behind.
 	if a.listener, err = listen(ctx, cfg.APIAddr, cfg.Dev, net.DefaultResolver.LookupNetIP); err != nil {
 		return err
 	}
 	defer a.listener.Close()
-	if err := a.assemble(); err != nil {
+	if err := a.assemble(ctx); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.node.Close()) }()
@@ -140,11 +158,11 @@ func Agent(ctx context.Context, cfg AgentConfig) (err error) {
 	return a.waysOut(a.run(ctx))
 }
 
-func (a *agent) assemble() error {
+func (a *agent) assemble(ctx context.Context) error {
 	if err := os.MkdirAll(a.dir, 0o700); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
-	issuers, key, err := a.identity()
+	issuers, key, err := a.identity(ctx)
 	if err != nil {
 		return err
 	}
@@ -156,17 +174,24 @@ func (a *agent) assemble() error {
 	if a.cfg.Durability == durabilityMemory {
 		durability = node.DurabilityMemory
 	}
+	members, err := a.clusterConfig()
+	if err != nil {
+		return err
+	}
 	a.node, err = node.New(node.Config{
 		Name: a.cfg.NodeName, Version: a.cfg.Version,
 		Durability: durability, Dir: filepath.Join(a.dir, journalDir),
 		Key: key, Policy: a.verifier.Policy(),
 		Store:  ttlstore.Config{MaxItems: a.cfg.MaxRecords, MaxBytes: a.cfg.MaxMemory},
-		Logger: a.cfg.Logger,
+		Logger: a.cfg.Logger, Cluster: members, MaxStaleness: a.cfg.Cluster.MaxStaleness, AckTimeout: a.cfg.Cluster.AckTimeout,
 	})
 	if err != nil {
 		return fmt.Errorf("node %s: %w", a.cfg.NodeName, a.waysOut(err))
 	}
-	a.server, err = api.New(api.Config{Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger})
+	a.server, err = api.New(api.Config{
+		Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
+		Identity: a.tellIdentity, OtherKeys: a.otherKeys, Leave: sync.OnceFunc(func() { close(a.left) }),
+	})
 	if err != nil {
 		return errors.Join(err, a.node.Close())
 	}
@@ -174,7 +199,7 @@ func (a *agent) assemble() error {
 }
 
 // identity returns who issues the tokens and the fingerprint key.
-func (a *agent) identity() (issuers []token.Issuer, key revocation.Key, err error) {
+func (a *agent) identity(ctx context.Context) (issuers []token.Issuer, key revocation.Key, err error) {
 	if a.cfg.IssuersFile != "" {
 		if issuers, err = readIssuers(a.cfg.IssuersFile); err != nil {
 			return nil, key, fmt.Errorf("--issuers: %w", err)
@@ -186,12 +211,40 @@ func (a *agent) identity() (issuers []token.Issuer, key revocation.Key, err erro
 		}
 		return issuers, key, nil
 	}
-	id, err := devIdentity(a.dir)
+	var join func() (*identity, error)
+	if addrs := a.cfg.Cluster.Join; len(addrs) > 0 {
+		told, err := a.devJoin(ctx, addrs)
+		if err != nil {
+			return nil, key, err
+		}
+		a.seeds = []string{told.GetGossipAddr()}
+		join = func() (*identity, error) { return joinedIdentity(told) }
+	}
+	id, err := devIdentity(a.dir, join)
 	if err != nil {
 		return nil, key, fmt.Errorf("--data-dir: %w", err)
 	}
+	if join != nil {
+		theirs, err := join()
+		if err != nil {
+			return nil, key, fmt.Errorf("--join: %w", err)
+		}
+		if theirs.key != id.key {
+			return nil, key, fmt.Errorf("--join: conflict: %s has belonged to another cluster: give another --node-name or --data-dir, or remove it", a.dir)
+		}
+	}
 	a.dev = id.issuer
+	a.identityAnswer = &revokdv1.IdentityResponse{KeyId: id.key.ID().String(), FingerprintKey: id.key[:], DevIssuer: id.issuer.Marshal()}
 	return append(issuers, id.issuer.TokenIssuer()), id.key, nil
+}
+
+// tellIdentity is for dev nodes that join this one.
+func (a *agent) tellIdentity() *revokdv1.IdentityResponse {
+	answer := proto.Clone(a.identityAnswer).(*revokdv1.IdentityResponse)
+	if g := a.node.Gossip(); g != nil {
+		answer.GossipAddr = g.Local().Addr.String()
+	}
+	return answer
 }
 
 // run runs the parts. The front ends first: what it has accepted still needs the node.
@@ -207,6 +260,14 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error {
 		defer stop()
 		return a.server.Serve(front, a.listener)
+	})
+	g.Go(func() error {
+		select {
+		case <-a.left: // it has said good-bye to the others
+			stopFront()
+		case <-below.Done():
+		}
+		return nil
 	})
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/revokd/revokd/internal/atomicfile"
 	"github.com/revokd/revokd/internal/devissuer"
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/revocation"
 )
 
@@ -42,7 +43,9 @@ type storedIdentity struct {
 }
 
 // devIdentity loads the identity of a dev node, or makes it in a directory that has none.
-func devIdentity(dir string) (*identity, error) {
+//
+// A node that joins others gets theirs from join, nil if it joins nobody; one that has an identity already keeps it, if it is the same.
+func devIdentity(dir string, join func() (*identity, error)) (*identity, error) {
 	path := filepath.Join(dir, identityFile)
 	id, err := loadIdentity(path)
 	if !errors.Is(err, os.ErrNotExist) {
@@ -52,7 +55,14 @@ func devIdentity(dir string) (*identity, error) {
 	if entries, err := os.ReadDir(filepath.Join(dir, journalDir)); err == nil && len(entries) > 0 {
 		return nil, fmt.Errorf("%s is missing but there is a journal: put it back, or remove %s to start anew without the revocations", path, dir)
 	}
-	if err := makeIdentity(path); err != nil && !errors.Is(err, os.ErrExist) { // another process may have been faster
+	if join == nil {
+		join = makeIdentity
+	}
+	id, err = join()
+	if err != nil {
+		return nil, err
+	}
+	if err := id.store(path); err != nil && !errors.Is(err, os.ErrExist) { // another process may have been faster
 		return nil, err
 	}
 	return loadIdentity(path)
@@ -80,14 +90,29 @@ func loadIdentity(path string) (*identity, error) {
 	return id, nil
 }
 
-func makeIdentity(path string) error {
-	var key revocation.Key
-	rand.Read(key[:])
-	issuer, err := devissuer.New()
-	if err != nil {
-		return err
+func makeIdentity() (*identity, error) {
+	id := &identity{}
+	rand.Read(id.key[:])
+	var err error
+	id.issuer, err = devissuer.New()
+	return id, err
+}
+
+// joinedIdentity is what a dev node was told by the one it joins.
+func joinedIdentity(told *revokdv1.IdentityResponse) (*identity, error) {
+	id := &identity{}
+	if copy(id.key[:], told.GetFingerprintKey()) != len(id.key) || id.key == (revocation.Key{}) {
+		return nil, errors.New("the node to join has told no fingerprint key")
 	}
-	b, err := json.MarshalIndent(storedIdentity{identityVersion, hex.EncodeToString(key[:]), issuer.Marshal()}, "", "  ")
+	var err error
+	if id.issuer, err = devissuer.Unmarshal(told.GetDevIssuer()); err != nil {
+		return nil, errors.New("the node to join has told no issuer")
+	}
+	return id, nil
+}
+
+func (id *identity) store(path string) error {
+	b, err := json.MarshalIndent(storedIdentity{identityVersion, hex.EncodeToString(id.key[:]), id.issuer.Marshal()}, "", "  ")
 	if err != nil {
 		return err
 	}

@@ -15,11 +15,11 @@ import (
 
 func TestDevIdentitySurvives(t *testing.T) {
 	dir := t.TempDir()
-	first, err := devIdentity(dir)
+	first, err := devIdentity(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := devIdentity(dir)
+	second, err := devIdentity(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func TestDevIdentitySurvives(t *testing.T) {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
 	// Another node has other keys.
-	other, err := devIdentity(t.TempDir())
+	other, err := devIdentity(t.TempDir(), nil)
 	if err != nil || other.key == first.key {
 		t.Errorf("two nodes made the same key (%v)", err)
 	}
@@ -54,7 +54,7 @@ func TestDevIdentityOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range keys {
 		wg.Go(func() {
-			id, err := devIdentity(dir)
+			id, err := devIdentity(dir, nil)
 			if err != nil {
 				t.Error(err)
 				return
@@ -74,7 +74,7 @@ func TestDevIdentityRefuses(t *testing.T) {
 	good := func(t *testing.T) (dir string, stored map[string]any) {
 		t.Helper()
 		dir = t.TempDir()
-		if _, err := devIdentity(dir); err != nil {
+		if _, err := devIdentity(dir, nil); err != nil {
 			t.Fatal(err)
 		}
 		b, err := os.ReadFile(filepath.Join(dir, identityFile))
@@ -106,7 +106,7 @@ func TestDevIdentityRefuses(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(dir, identityFile), b, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, err = devIdentity(dir)
+			_, err = devIdentity(dir, nil)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("%v, want %q", err, tc.want)
 			}
@@ -120,7 +120,7 @@ func TestDevIdentityRefuses(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(dir, journalDir, "x"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := devIdentity(dir); err == nil || !strings.Contains(err.Error(), "there is a journal") {
+		if _, err := devIdentity(dir, nil); err == nil || !strings.Contains(err.Error(), "there is a journal") {
 			t.Errorf("%v", err)
 		}
 		if _, err := os.Stat(filepath.Join(dir, identityFile)); !os.IsNotExist(err) {

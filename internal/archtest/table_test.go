@@ -5,8 +5,8 @@ var imports = map[string]string{
 	// Edges
 	"cmd/revokd":               "cmd/revokd/internal/bulk internal/app internal/atomicfile node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
 	"cmd/revokd/internal/bulk": "proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
-	"internal/app":             "internal/api internal/atomicfile internal/devissuer journal node revocation token ttlstore",
-	"internal/api":             "internal/devissuer journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
+	"internal/app":             "cluster cluster/replication internal/api internal/atomicfile internal/devissuer journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token ttlstore",
+	"internal/api":             "cluster cluster/replication internal/devissuer journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
 	"internal/devissuer":       "token revocation",
 	"internal/pki":             "internal/atomicfile internal/clock",
 
@@ -75,7 +75,7 @@ type library struct {
 
 // libraries are the direct dependencies. An entry is a decision: its code runs in front of a login.
 var libraries = []library{
-	{"connectrpc.com/connect", "Apache-2.0", "the API as gRPC and JSON on one port", "internal/api cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1/revokdv1connect"},
+	{"connectrpc.com/connect", "Apache-2.0", "the API as gRPC and JSON on one port", "internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1/revokdv1connect"},
 	{"connectrpc.com/grpchealth", "Apache-2.0", "the health service that gRPC clients ask", "internal/api"},
 	{"connectrpc.com/grpcreflect", "Apache-2.0", "lets grpcurl list the API", "internal/api"},
 	{"github.com/MicahParks/jwkset", "Apache-2.0", "JSON web keys", "token internal/devissuer"},
@@ -96,6 +96,6 @@ var libraries = []library{
 	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys", "token"},
 	{"google.golang.org/genproto/googleapis/rpc", "Apache-2.0", "details of gRPC errors, in tests", ""},
 	{"google.golang.org/grpc", "Apache-2.0", "the client that most programs use, in tests", ""},
-	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "internal/api cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1"},
+	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1"},
 	{"pgregory.net/rapid", "MPL-2.0", "property tests", ""},
 }

@@ -959,7 +959,8 @@ type IdentityResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	KeyId          string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	FingerprintKey []byte                 `protobuf:"bytes,2,opt,name=fingerprint_key,json=fingerprintKey,proto3" json:"fingerprint_key,omitempty"`
-	DevIssuer      string                 `protobuf:"bytes,3,opt,name=dev_issuer,json=devIssuer,proto3" json:"dev_issuer,omitempty"` // of a development cluster: its issuer's key, JSON
+	DevIssuer      []byte                 `protobuf:"bytes,3,opt,name=dev_issuer,json=devIssuer,proto3" json:"dev_issuer,omitempty"`    // of a development cluster: its issuer's key, JSON
+	GossipAddr     string                 `protobuf:"bytes,4,opt,name=gossip_addr,json=gossipAddr,proto3" json:"gossip_addr,omitempty"` // where the answering node gossips
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1008,9 +1009,16 @@ func (x *IdentityResponse) GetFingerprintKey() []byte {
 	return nil
 }
 
-func (x *IdentityResponse) GetDevIssuer() string {
+func (x *IdentityResponse) GetDevIssuer() []byte {
 	if x != nil {
 		return x.DevIssuer
+	}
+	return nil
+}
+
+func (x *IdentityResponse) GetGossipAddr() string {
+	if x != nil {
+		return x.GossipAddr
 	}
 	return ""
 }
@@ -1142,12 +1150,14 @@ const file_revokd_v1_cluster_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\tR\x03ids\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\"\x11\n" +
-	"\x0fIdentityRequest\"q\n" +
+	"\x0fIdentityRequest\"\x92\x01\n" +
 	"\x10IdentityResponse\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12'\n" +
 	"\x0ffingerprint_key\x18\x02 \x01(\fR\x0efingerprintKey\x12\x1d\n" +
 	"\n" +
-	"dev_issuer\x18\x03 \x01(\tR\tdevIssuer2\\\n" +
+	"dev_issuer\x18\x03 \x01(\fR\tdevIssuer\x12\x1f\n" +
+	"\vgossip_addr\x18\x04 \x01(\tR\n" +
+	"gossipAddr2\\\n" +
 	"\x12ReplicationService\x12F\n" +
 	"\bExchange\x12\x1a.revokd.v1.ExchangeMessage\x1a\x1a.revokd.v1.ExchangeMessage(\x010\x012\xad\x03\n" +
 	"\x0eClusterService\x12E\n" +

@@ -1,0 +1,258 @@
+package app
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/revokd/revokd/cluster"
+	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/internal/api"
+	"github.com/revokd/revokd/journal"
+	"github.com/revokd/revokd/node"
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
+)
+
+// DefaultGossipAddr is where a member of a cluster gossips unless told otherwise.
+const DefaultGossipAddr = "127.0.0.1:7956"
+
+// Names in a node's directory that belong to its membership.
+const (
+	gossipKeysFile = "gossip.keys"
+	peersFile      = "peers"
+)
+
+// ClusterConfig says which cluster an agent belongs to. The zero ClusterConfig is a lone node, but with --dev, where others may join.
+type ClusterConfig struct {
+	GossipAddr      string   // ip:port
+	GossipAdvertise string   // if others reach it elsewhere
+	APIAdvertise    string   // host:port at which other nodes reach the API; default: where it listens
+	Join            []string // of gossip; with --dev of the API of a node
+	BootstrapExpect int
+	StartAlone      bool
+	GossipKeyFile   string
+	MaxStaleness    time.Duration
+	AckTimeout      time.Duration
+}
+
+func (c *ClusterConfig) enabled() bool {
+	return c.GossipAddr != "" || len(c.Join) > 0 || c.BootstrapExpect > 0
+}
+
+func (c *ClusterConfig) validate(dev bool) error {
+	switch {
+	case c.BootstrapExpect < 0 || c.BootstrapExpect > 64:
+		return errors.New("--bootstrap-expect: out of range: 1 to 64")
+	case c.MaxStaleness < 0 || c.AckTimeout < 0:
+		return errors.New("--max-staleness, --ack-timeout: out of range: not negative")
+	case dev && c.BootstrapExpect > 1:
+		return errors.New("--bootstrap-expect: conflict: nodes with --dev become voters by themselves")
+	}
+	return nil
+}
+
+// clusterConfig makes what the node needs of what the user said.
+func (a *agent) clusterConfig() (*node.ClusterConfig, error) {
+	c := &a.cfg.Cluster
+	if !c.enabled() && !a.cfg.Dev {
+		return nil, nil
+	}
+	bind := c.GossipAddr
+	if bind == "" {
+		bind = DefaultGossipAddr
+		if a.cfg.Dev {
+			bind = freeGossip(bind)
+		}
+	}
+	g := cluster.Config{
+		Bind: bind, Advertise: c.GossipAdvertise, Seeds: c.Join,
+		KeyFile: filepath.Join(a.dir, gossipKeysFile), PeersFile: filepath.Join(a.dir, peersFile),
+	}
+	if a.cfg.Dev {
+		g.Seeds = a.seeds
+	}
+	if c.GossipKeyFile != "" {
+		var err error
+		if g.Keys, err = readGossipKeys(c.GossipKeyFile); err != nil {
+			return nil, fmt.Errorf("--gossip-key-file: %w", err)
+		}
+	}
+	advertise := c.APIAdvertise
+	if advertise == "" {
+		advertise = a.listener.Addr().String()
+		if at, err := netip.ParseAddrPort(advertise); err == nil && at.Addr().IsUnspecified() {
+			return nil, errors.New("--api-advertise: missing: the API listens on all interfaces, and other nodes have to be told one address")
+		}
+	}
+	n := &node.ClusterConfig{
+		Gossip: g, APIAddr: advertise, Dial: a.dial, BootstrapExpect: c.BootstrapExpect, StartAlone: c.StartAlone, AutoVoters: a.cfg.Dev,
+	}
+	if a.cfg.Dev && len(a.seeds) == 0 {
+		n.BootstrapExpect = 1
+	}
+	return n, nil
+}
+
+// freeDevName returns the first name of a dev node whose data no running process has: a second one started with --join and nothing
+// else is dev-2, and again after a restart.
+func freeDevName(dataDir string) string {
+	for i := 2; ; i++ {
+		name := fmt.Sprintf("dev-%d", i)
+		if !journal.Locked(filepath.Join(dataDir, name, journalDir)) {
+			return name
+		}
+	}
+}
+
+// freeGossip returns the address, or one with another port if it is taken.
+func freeGossip(addr string) string {
+	p, err := net.ListenPacket("udp", addr)
+	if err == nil {
+		defer p.Close()
+		if ln, err := net.Listen("tcp", addr); err == nil {
+			ln.Close()
+			return addr
+		}
+	}
+	host, _, _ := net.SplitHostPort(addr)
+	return net.JoinHostPort(host, "0")
+}
+
+// readGossipKeys reads keys in base64, one on each line; the first is used.
+func readGossipKeys(path string) ([][]byte, error) {
+	b, err := readLimited(path, 4096)
+	if err != nil {
+		return nil, err
+	}
+	var keys [][]byte
+	for line := range strings.Lines(string(b)) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		key, err := base64.StdEncoding.DecodeString(line)
+		if err != nil || len(key) != 32 && len(key) != 24 && len(key) != 16 {
+			return nil, errors.New("malformed: want 16, 24 or 32 random bytes in base64 on each line (openssl rand -base64 32)")
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("missing: it holds no key")
+	}
+	return keys, nil
+}
+
+// peerTransport reaches the APIs of other nodes.
+func (a *agent) peerTransport(string) (client *http.Client, scheme string) {
+	a.transport.Do(func() {
+		protocols := new(http.Protocols)
+		protocols.SetUnencryptedHTTP2(true)
+		a.peers = &http.Client{Transport: &http.Transport{
+			Protocols:   protocols,
+			DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
+			HTTP2:       &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
+		}}
+	})
+	return a.peers, "http"
+}
+
+// dial opens a session with another node.
+func (a *agent) dial(ctx context.Context, name, addr string) (node.Stream, error) {
+	client, scheme := a.peerTransport(name)
+	service := revokdv1connect.NewReplicationServiceClient(client, scheme+"://"+addr, connect.WithGRPC(), connect.WithReadMaxBytes(replication.MaxMessage+1024))
+	// The session outlives ctx, which is for dialing.
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, cancel)
+	stream := service.Exchange(life)
+	stream.RequestHeader().Set(api.HeaderNode, a.cfg.NodeName)
+	err := stream.Send(nil) // the headers
+	if err == nil {
+		_, err = stream.Receive() // the first message is empty: the other side has accepted
+	}
+	if err != nil || !stop() {
+		cancel()
+		return nil, fmt.Errorf("dial node %s: %w", name, errors.Join(err, ctx.Err()))
+	}
+	return &dialed{stream: stream, cancel: cancel}, nil
+}
+
+// dialed is a stream of messages on the side of who dialed.
+type dialed struct {
+	stream *connect.BidiStreamForClient[revokdv1.ExchangeMessage, revokdv1.ExchangeMessage]
+	cancel context.CancelFunc
+}
+
+func (d *dialed) Send(message []byte) error {
+	return d.stream.Send(&revokdv1.ExchangeMessage{Frames: message})
+}
+
+func (d *dialed) Receive() ([]byte, error) {
+	m, err := d.stream.Receive()
+	if err != nil {
+		return nil, err
+	}
+	return m.GetFrames(), nil
+}
+
+// Close wakes both directions, and does not wait.
+func (d *dialed) Close() { d.cancel() }
+
+// otherKeys carries a change of the gossip keys to all other members that are alive.
+func (a *agent) otherKeys(ctx context.Context, members []cluster.Member, req *revokdv1.GossipKeysRequest) []*revokdv1.GossipKeysResponse_NodeKeys {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var list []*revokdv1.GossipKeysResponse_NodeKeys
+	for _, m := range members {
+		if m.Name == a.cfg.NodeName || m.Status == cluster.Left {
+			continue
+		}
+		wg.Go(func() {
+			client, scheme := a.peerTransport(m.Name)
+			service := revokdv1connect.NewClusterServiceClient(client, scheme+"://"+m.Meta.APIAddr)
+			res, err := service.GossipKeys(ctx, connect.NewRequest(&revokdv1.GossipKeysRequest{Change: req.GetChange(), Local: true}))
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				list = append(list, &revokdv1.GossipKeysResponse_NodeKeys{Node: m.Name, Error: err.Error()})
+				return
+			}
+			list = append(list, res.Msg.GetNodes()...)
+		})
+	}
+	wg.Wait()
+	return list
+}
+
+// devJoin asks a running dev node for the secrets of its cluster and for where it gossips.
+func (a *agent) devJoin(ctx context.Context, addrs []string) (*revokdv1.IdentityResponse, error) {
+	var errs error
+	for _, addr := range addrs {
+		addr = strings.TrimPrefix(addr, "http://")
+		if _, err := loopback(ctx, addr, net.DefaultResolver.LookupNetIP); err != nil {
+			return nil, fmt.Errorf("--join %s: %w", addr, err)
+		}
+		client, scheme := a.peerTransport("")
+		service := revokdv1connect.NewClusterServiceClient(client, scheme+"://"+addr)
+		callCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		res, err := service.Identity(callCtx, connect.NewRequest(&revokdv1.IdentityRequest{}))
+		cancel()
+		if err == nil {
+			return res.Msg, nil
+		}
+		errs = errors.Join(errs, fmt.Errorf("--join %s: with --dev this is the API address of a running node, such as %s: %w", addr, DefaultAPIAddr, err))
+	}
+	return nil, errs
+}

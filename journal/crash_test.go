@@ -83,12 +83,17 @@ func (m *memory) check(j *journal.Journal, s *seen) error {
 	if m.opened && j.Incarnation() != m.inc {
 		return errors.New("another incarnation")
 	}
-	newest := -1 // batch whose metadata was found
+	newest := -1 // batch that was found
 	for key, v := range s.meta {
 		if v >= uint64(len(m.batches)) || m.batches[v].key != key || m.batches[v].deletes {
 			return fmt.Errorf("metadata that was never written: %s=%d", key, v)
 		}
 		newest = max(newest, int(v))
+	}
+	for n, times := range s.records {
+		if times > 0 {
+			newest = max(newest, m.owner[n])
+		}
 	}
 	acked := map[string]int{}
 	for i, b := range m.batches {
@@ -110,7 +115,7 @@ func (m *memory) check(j *journal.Journal, s *seen) error {
 		case found > 0 && missing > 0:
 			return fmt.Errorf("batch %d is there in part: %d of its %d records are missing", i, missing, b.n)
 		case missing > 0 && newest >= i && !b.failed:
-			return fmt.Errorf("batch %d is missing, and the metadata of a later one, %d, is there", i, newest)
+			return fmt.Errorf("batch %d is missing, and a later one, %d, is there", i, newest)
 		}
 	}
 	for key, i := range acked {

@@ -170,8 +170,15 @@ func expire(t *testing.T, n *Node) {
 func TestClockSteps(t *testing.T) {
 	const day = 24 * time.Hour
 	for _, steps := range [][]time.Duration{
-		{time.Hour}, {-time.Hour}, {30 * day}, {-30 * day}, {time.Hour, -time.Hour}, {-time.Hour, time.Hour},
-		{30 * day, -30 * day, 30 * day}, {-30 * day, 31 * day}, {10 * time.Minute, 10 * time.Minute, 10 * time.Minute, 10 * time.Minute},
+		{time.Hour},
+		{-time.Hour},
+		{30 * day},
+		{-30 * day},
+		{time.Hour, -time.Hour},
+		{-time.Hour, time.Hour},
+		{30 * day, -30 * day, 30 * day},
+		{-30 * day, 31 * day},
+		{10 * time.Minute, 10 * time.Minute, 10 * time.Minute, 10 * time.Minute},
 	} {
 		dir, clk := t.TempDir(), clocktest.New(start)
 		n, stop := runNode(t, Config{Dir: dir, Clock: clk})

@@ -37,7 +37,7 @@ func (s replicas) Exchange(ctx context.Context, stream *connect.BidiStream[revok
 	if name := stream.RequestHeader().Get(HeaderClient); name != "" {
 		peer = node.SessionPeer{Name: name, Client: true}
 	}
-	if err := s.mayExchange(ctx, peer); err != nil {
+	if err := mayExchange(ctx, peer); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -63,14 +63,6 @@ func (s replicas) Exchange(ctx context.Context, stream *connect.BidiStream[revok
 		return cause
 	}
 	return err
-}
-
-// mayExchange checks who a caller says he is.
-func (s *Server) mayExchange(_ context.Context, peer node.SessionPeer) error {
-	if peer.Name == "" || len(peer.Name) > 64 {
-		return bad(HeaderNode, "missing", "", "the name of the calling node, 1 to 64 bytes")
-	}
-	return nil
 }
 
 // exchange is a stream of messages on the side of the server.

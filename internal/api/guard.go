@@ -33,6 +33,11 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
+	r, err := s.authorize(r)
+	if err != nil {
+		s.refuse(w, r, err)
+		return
+	}
 	if !isCall(r.URL.Path) {
 		s.mux.ServeHTTP(w, r)
 		return
@@ -64,9 +69,10 @@ func isCall(path string) bool {
 
 var crossOrigin http.CrossOriginProtection
 
-// admit keeps web pages out: a page can make a browser send requests to this machine, and it can point a name of its own at it.
+// admit keeps web pages out: a page can make a browser send requests to this machine, and it can point a name of its own at it. With TLS
+// the name would have to be in the certificate, so any will do.
 func (s *Server) admit(r *http.Request) error {
-	if !s.hosts["*"] && !s.ours(r.Host) {
+	if s.cfg.TLS == nil && !s.hosts["*"] && !s.ours(r.Host) {
 		return errHost
 	}
 	if crossOrigin.Check(r) != nil {
@@ -96,9 +102,12 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		_ = s.refuser.Write(w, r, coded)
 		return
 	}
-	status := http.StatusForbidden
-	if coded.Code() != connect.CodePermissionDenied {
-		status = http.StatusBadRequest
+	status := http.StatusBadRequest
+	switch coded.Code() {
+	case connect.CodePermissionDenied:
+		status = http.StatusForbidden
+	case connect.CodeUnauthenticated:
+		status = http.StatusUnauthorized
 	}
 	http.Error(w, coded.Message(), status)
 }

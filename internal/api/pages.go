@@ -14,12 +14,16 @@ import (
 // index teaches whoever opens the address.
 func (s *Server) index(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	url := "http://" + r.Host
+	if s.cfg.TLS != nil {
+		url = "--cacert ca.crt --cert me.crt --key me.key https://" + r.Host
+	}
 	fmt.Fprintf(w, `revokd answers whether a JWT has been revoked.
 
 Revoke a token, then check it:
 
-  curl -H 'content-type: application/json' -d "{\"token\":\"$TOKEN\"}" http://%[1]s/revokd.v1.RevocationService/Revoke
-  curl -H 'content-type: application/json' -d "{\"token\":\"$TOKEN\"}" http://%[1]s/revokd.v1.RevocationService/Check
+  curl -H 'content-type: application/json' -d "{\"token\":\"$TOKEN\"}" %[1]s/revokd.v1.RevocationService/Revoke
+  curl -H 'content-type: application/json' -d "{\"token\":\"$TOKEN\"}" %[1]s/revokd.v1.RevocationService/Check
 
   POST /revokd.v1.RevocationService/{Revoke,RevokeBatch,Block,Unblock,Check,CheckBatch,Explain,Status}
   POST the same, and RevokeStream, as gRPC and gRPC-Web; reflection and grpc.health.v1 are there
@@ -27,14 +31,14 @@ Revoke a token, then check it:
   GET  /readyz    the node is ready, or what it waits for
   GET  /metrics   Prometheus
   POST /backup    everything that is durable, as one file
-`, r.Host)
+`, url)
 	if s.cfg.Dev != nil {
 		fmt.Fprintf(w, `
 This is a development node. It signs tokens:
 
-  curl -H 'content-type: application/json' -d '{"sub":"alice"}' http://%s/revokd.v1.DevService/MintToken
+  curl -H 'content-type: application/json' -d '{"sub":"alice"}' %s/revokd.v1.DevService/MintToken
   GET  /.well-known/jwks.json   the keys that verify them
-`, r.Host)
+`, url)
 	}
 }
 

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -44,6 +45,10 @@ type Config struct {
 	OtherKeys func(context.Context, []cluster.Member, *revokdv1.GossipKeysRequest) []*revokdv1.GossipKeysResponse_NodeKeys
 	// Leave is called when the node has left its cluster on request.
 	Leave func()
+
+	// TLS makes the server speak TLS only, and hold every caller to the role in his certificate: a configuration of [pki.Source.ServerConfig].
+	// nil: no TLS, and whoever reaches the address may do everything.
+	TLS *tls.Config
 
 	Limits Limits
 	// Drain is how long calls may go on after the context of Serve has ended. Default 10 s.
@@ -189,9 +194,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
-	protocols.SetUnencryptedHTTP2(true)
+	protocols.SetUnencryptedHTTP2(s.cfg.TLS == nil)
 	srv := &http.Server{
-		Handler: http.HandlerFunc(s.handle), Protocols: protocols,
+		Handler: http.HandlerFunc(s.handle), Protocols: protocols, TLSConfig: s.cfg.TLS,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: l.Read, WriteTimeout: l.Read + l.Deadline, IdleTimeout: l.Idle,
 		MaxHeaderBytes: maxHeaderBytes,
 		HTTP2: &http.HTTP2Config{
@@ -201,8 +206,15 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		ErrorLog: s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(&limited{Listener: ln, server: s, limit: int64(l.Connections)}) }()
-	s.log.Info("listening", "address", ln.Addr().String())
+	accept := &limited{Listener: ln, server: s, limit: int64(l.Connections)}
+	go func() {
+		if s.cfg.TLS != nil {
+			failed <- srv.ServeTLS(accept, "", "")
+			return
+		}
+		failed <- srv.Serve(accept)
+	}()
+	s.log.Info("listening", "address", ln.Addr().String(), "tls", s.cfg.TLS != nil)
 	var err error
 	select {
 	case err = <-failed:

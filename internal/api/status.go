@@ -19,20 +19,22 @@ import (
 
 // Refusals that the API decides itself; the others come from the packages below.
 var (
-	errHost       = errors.New("host is not one of ours")
-	errCrossSite  = errors.New("cross-site request")
-	errAnyIssuer  = errors.New("match without iss")
-	errKeepDenied = errors.New("what is to be kept is not active")
-	errTooLarge   = errors.New("message is too large")
-	errSlow       = errors.New("request did not arrive in time")
-	errBody       = errors.New("request could not be read")
-	errOverload   = errors.New("too many bytes of requests")
-	errStreams    = errors.New("too many streams")
-	errIdle       = errors.New("stream is idle")
-	errBackups    = errors.New("a backup is being made")
-	errStopping   = errors.New("server stops")
-	errPanic      = errors.New("handler panicked")
-	errNoIdentity = errors.New("no secrets are handed out")
+	errHost          = errors.New("host is not one of ours")
+	errCrossSite     = errors.New("cross-site request")
+	errAnyIssuer     = errors.New("match without iss")
+	errKeepDenied    = errors.New("what is to be kept is not active")
+	errTooLarge      = errors.New("message is too large")
+	errSlow          = errors.New("request did not arrive in time")
+	errBody          = errors.New("request could not be read")
+	errOverload      = errors.New("too many bytes of requests")
+	errStreams       = errors.New("too many streams")
+	errIdle          = errors.New("stream is idle")
+	errRole          = errors.New("the caller's role may not")
+	errBackups       = errors.New("a backup is being made")
+	errStopping      = errors.New("server stops")
+	errPanic         = errors.New("handler panicked")
+	errNoCertificate = errors.New("no client certificate")
+	errNoIdentity    = errors.New("no secrets are handed out")
 )
 
 // outcome is what a caller is told about an error.
@@ -95,6 +97,8 @@ var outcomes = []struct {
 
 	{errHost, outcome{code: connect.CodePermissionDenied, kind: "host", field: "host", limit: "localhost, a loopback address or a configured name", message: "this server does not answer to that Host"}},
 	{errCrossSite, outcome{code: connect.CodePermissionDenied, kind: "cross_site", field: "origin", limit: "requests of the same origin", message: "cross-site requests are refused"}},
+	{errNoCertificate, outcome{code: connect.CodeUnauthenticated, kind: "unauthenticated", field: "certificate", limit: "a client certificate from the cluster's authority", message: "this needs a client certificate"}},
+	{errRole, outcome{code: connect.CodePermissionDenied, kind: "not_allowed", field: "certificate", message: "the certificate's role may not do this"}},
 	{errAnyIssuer, outcome{code: connect.CodePermissionDenied, kind: "not_allowed", field: "match.iss", limit: "an issuer", message: "a match without iss concerns every issuer and is not allowed here"}},
 	{errKeepDenied, outcome{code: connect.CodeFailedPrecondition, kind: "conflict", field: "keep", limit: "what is kept must be active", message: "what is to be kept is revoked, or cannot be judged"}},
 	{errTooLarge, outcome{code: connect.CodeInvalidArgument, kind: "too_large", field: "body", message: "the request's message is too large"}},

@@ -6,7 +6,7 @@ var imports = map[string]string{
 	"cmd/revokd":               "cmd/revokd/internal/bulk internal/app internal/atomicfile node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
 	"cmd/revokd/internal/bulk": "proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
 	"internal/app":             "cluster cluster/replication internal/api internal/atomicfile internal/devissuer journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token ttlstore",
-	"internal/api":             "cluster cluster/replication internal/devissuer journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
+	"internal/api":             "cluster cluster/replication internal/devissuer internal/pki journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
 	"internal/devissuer":       "token revocation",
 	"internal/pki":             "internal/atomicfile internal/clock",
 

@@ -95,8 +95,14 @@ func uris(t testing.TB, list ...string) (out []*url.URL) {
 	return out
 }
 
-// connect makes a connection on a loopback address and returns what each side says, and who each side thinks the other is.
-func connect(t testing.TB, server, client *tls.Config) (serverErr, clientErr error, atServer, atClient tls.ConnectionState) {
+// link is a connection as both sides see it.
+type link struct {
+	serverErr, clientErr error
+	atServer, atClient   tls.ConnectionState
+}
+
+// connect makes a connection on a loopback address.
+func connect(t testing.TB, server, client *tls.Config) (l link) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -107,15 +113,15 @@ func connect(t testing.TB, server, client *tls.Config) (serverErr, clientErr err
 	served.Go(func() {
 		raw, err := ln.Accept()
 		if err != nil {
-			serverErr = err
+			l.serverErr = err
 			return
 		}
 		c := tls.Server(raw, server)
 		defer c.Close()
 		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-		if serverErr = c.Handshake(); serverErr == nil {
-			atServer = c.ConnectionState()
-			_, serverErr = c.Write([]byte("x"))
+		if l.serverErr = c.Handshake(); l.serverErr == nil {
+			l.atServer = c.ConnectionState()
+			_, l.serverErr = c.Write([]byte("x"))
 		}
 	})
 	raw, err := net.Dial("tcp", ln.Addr().String())
@@ -124,14 +130,14 @@ func connect(t testing.TB, server, client *tls.Config) (serverErr, clientErr err
 	}
 	c := tls.Client(raw, client)
 	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-	if clientErr = c.Handshake(); clientErr == nil {
-		atClient = c.ConnectionState()
+	if l.clientErr = c.Handshake(); l.clientErr == nil {
+		l.atClient = c.ConnectionState()
 		// In TLS 1.3 the server judges the client after the client's handshake is done.
-		_, clientErr = io.ReadFull(c, make([]byte, 1))
+		_, l.clientErr = io.ReadFull(c, make([]byte, 1))
 	}
 	c.Close()
 	served.Wait()
-	return serverErr, clientErr, atServer, atClient
+	return l
 }
 
 func TestPeersKnowEachOther(t *testing.T) {
@@ -147,18 +153,18 @@ func TestPeersKnowEachOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, node := range []string{"", "n2"} {
-		serverErr, clientErr, atServer, atClient := connect(t, n2.ServerConfig(), n1.ClientConfig(node))
-		if serverErr != nil || clientErr != nil {
-			t.Fatalf("node %q: %v, %v", node, serverErr, clientErr)
+		l := connect(t, n2.ServerConfig(), n1.ClientConfig(node))
+		if l.serverErr != nil || l.clientErr != nil {
+			t.Fatalf("node %q: %v, %v", node, l.serverErr, l.clientErr)
 		}
-		if id, err := PeerIdentity(atServer); err != nil || id != (Identity{"prod", RoleNode, "n1"}) {
+		if id, err := PeerIdentity(l.atServer); err != nil || id != (Identity{"prod", RoleNode, "n1"}) {
 			t.Errorf("the server sees %v, %v", id, err)
 		}
-		if id, err := PeerIdentity(atClient); err != nil || id != n2.Identity() {
+		if id, err := PeerIdentity(l.atClient); err != nil || id != n2.Identity() {
 			t.Errorf("the client sees %v, %v", id, err)
 		}
-		if atServer.Version != tls.VersionTLS13 || len(atServer.VerifiedChains) == 0 {
-			t.Errorf("version %x, %d chains", atServer.Version, len(atServer.VerifiedChains))
+		if l.atServer.Version != tls.VersionTLS13 || len(l.atServer.VerifiedChains) == 0 {
+			t.Errorf("version %x, %d chains", l.atServer.Version, len(l.atServer.VerifiedChains))
 		}
 	}
 	for _, role := range ClientRoles() {
@@ -166,28 +172,28 @@ func TestPeersKnowEachOther(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		serverErr, clientErr, atServer, _ := connect(t, n2.ServerConfig(), s.ClientConfig(""))
-		if id, err := PeerIdentity(atServer); serverErr != nil || clientErr != nil || err != nil || id.Role != role {
-			t.Errorf("%s: %v, %v, %v, %v", role, serverErr, clientErr, id, err)
+		l := connect(t, n2.ServerConfig(), s.ClientConfig(""))
+		if id, err := PeerIdentity(l.atServer); l.serverErr != nil || l.clientErr != nil || err != nil || id.Role != role {
+			t.Errorf("%s: %v, %v, %v, %v", role, l.serverErr, l.clientErr, id, err)
 		}
 	}
 	// Without a certificate the connection stands, and is nobody's.
-	serverErr, clientErr, atServer, _ := connect(t, n2.ServerConfig(), bare.ClientConfig(""))
-	if _, err := PeerIdentity(atServer); serverErr != nil || clientErr != nil || !errors.Is(err, ErrNoIdentity) {
-		t.Errorf("%v, %v, %v", serverErr, clientErr, err)
+	l := connect(t, n2.ServerConfig(), bare.ClientConfig(""))
+	if _, err := PeerIdentity(l.atServer); l.serverErr != nil || l.clientErr != nil || !errors.Is(err, ErrNoIdentity) {
+		t.Errorf("%v, %v, %v", l.serverErr, l.clientErr, err)
 	}
 	if bare.Identity() != (Identity{}) || !bare.NotAfter().IsZero() {
 		t.Errorf("%v, %v", bare.Identity(), bare.NotAfter())
 	}
 	// A client that is not revokd verifies names and addresses.
 	for _, name := range []string{"n2.example", "192.0.2.2", "localhost", "127.0.0.1"} {
-		if _, err, _, _ := connect(t, n2.ServerConfig(), &tls.Config{RootCAs: rootsOf(t, a), ServerName: name, Time: now.Now}); err != nil {
-			t.Errorf("%s: %v", name, err)
+		if l := connect(t, n2.ServerConfig(), &tls.Config{RootCAs: rootsOf(t, a), ServerName: name, Time: now.Now}); l.clientErr != nil {
+			t.Errorf("%s: %v", name, l.clientErr)
 		}
 	}
 	// No server without a certificate.
-	if serverErr, _, _, _ := connect(t, bare.ServerConfig(), n1.ClientConfig("")); !errors.Is(serverErr, ErrInvalid) {
-		t.Errorf("%v", serverErr)
+	if l := connect(t, bare.ServerConfig(), n1.ClientConfig("")); !errors.Is(l.serverErr, ErrInvalid) {
+		t.Errorf("%v", l.serverErr)
 	}
 }
 
@@ -244,13 +250,13 @@ func TestPeersRefused(t *testing.T) {
 		"for servers only": {sign(func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[1:] }), nil, errAny},
 	} {
 		server := &tls.Config{Certificates: []tls.Certificate{c.cert}}
-		if _, err, _, _ := connect(t, server, n1.ClientConfig("n1")); !is(err, c.asServer) {
-			t.Errorf("%s: dialled: %v, want %v", name, err, c.asServer)
+		if l := connect(t, server, n1.ClientConfig("n1")); !is(l.clientErr, c.asServer) {
+			t.Errorf("%s: dialled: %v, want %v", name, l.clientErr, c.asServer)
 		}
 		client := &tls.Config{InsecureSkipVerify: true, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &c.cert, nil }}
-		serverErr, clientErr, _, _ := connect(t, n1.ServerConfig(), client)
-		if !is(serverErr, c.asPeer) || (clientErr == nil) != (c.asPeer == nil) {
-			t.Errorf("%s: dials: %v, want %v; it sees %v", name, serverErr, c.asPeer, clientErr)
+		l := connect(t, n1.ServerConfig(), client)
+		if !is(l.serverErr, c.asPeer) || (l.clientErr == nil) != (c.asPeer == nil) {
+			t.Errorf("%s: dials: %v, want %v; it sees %v", name, l.serverErr, c.asPeer, l.clientErr)
 		}
 	}
 }
@@ -272,12 +278,12 @@ func TestOnlyTLS13(t *testing.T) {
 		c.MinVersion, c.MaxVersion = 0, tls.VersionTLS12
 		return c
 	}
-	if _, err, _, _ := connect(t, n.ServerConfig(), old(n.ClientConfig(""))); err == nil || !strings.Contains(err.Error(), "protocol version") {
-		t.Errorf("a client with TLS 1.2: %v", err)
+	if l := connect(t, n.ServerConfig(), old(n.ClientConfig(""))); l.clientErr == nil || !strings.Contains(l.clientErr.Error(), "protocol version") {
+		t.Errorf("a client with TLS 1.2: %v", l.clientErr)
 	}
 	pair := *n.current.Load().cert
-	if _, err, _, _ := connect(t, old(&tls.Config{Certificates: []tls.Certificate{pair}}), n.ClientConfig("")); err == nil || !strings.Contains(err.Error(), "protocol version") {
-		t.Errorf("a server with TLS 1.2: %v", err)
+	if l := connect(t, old(&tls.Config{Certificates: []tls.Certificate{pair}}), n.ClientConfig("")); l.clientErr == nil || !strings.Contains(l.clientErr.Error(), "protocol version") {
+		t.Errorf("a server with TLS 1.2: %v", l.clientErr)
 	}
 }
 
@@ -289,8 +295,8 @@ func TestNoResumption(t *testing.T) {
 	c.ClientSessionCache = tls.NewLRUClientSessionCache(4)
 	c.ServerName = "n1"
 	for range 3 {
-		if _, err, atServer, _ := connect(t, n.ServerConfig(), c); err != nil || atServer.DidResume {
-			t.Fatalf("%v, resumed %v", err, atServer.DidResume)
+		if l := connect(t, n.ServerConfig(), c); l.clientErr != nil || l.atServer.DidResume {
+			t.Fatalf("%v, resumed %v", l.clientErr, l.atServer.DidResume)
 		}
 	}
 }
@@ -565,11 +571,11 @@ func TestReload(t *testing.T) {
 	peer := source(t, n2, now)
 	serial := func() string {
 		t.Helper()
-		_, err, _, at := connect(t, s.ServerConfig(), peer.ClientConfig("n1"))
-		if err != nil {
-			t.Fatalf("the old files are no longer in force: %v", err)
+		l := connect(t, s.ServerConfig(), peer.ClientConfig("n1"))
+		if l.clientErr != nil {
+			t.Fatalf("the old files are no longer in force: %v", l.clientErr)
 		}
-		return at.PeerCertificates[0].SerialNumber.String()
+		return l.atClient.PeerCertificates[0].SerialNumber.String()
 	}
 	first := serial()
 	good := [3]string{read(t, out.Root), read(t, out.Cert), read(t, out.Key)}
@@ -629,15 +635,14 @@ func TestReload(t *testing.T) {
 	if err := s.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	_, err, _, at := connect(t, server, peer.ClientConfig("n1"))
-	if err != nil || at.PeerCertificates[0].SerialNumber.String() == first {
-		t.Errorf("%v, or the certificate is the old one", err)
+	if l := connect(t, server, peer.ClientConfig("n1")); l.clientErr != nil || l.atClient.PeerCertificates[0].SerialNumber.String() == first {
+		t.Errorf("%v, or the certificate is the old one", l.clientErr)
 	}
 
 	// A second authority is believed beside the first, by servers and clients.
 	strange := source(t, stranger, now)
 	dial := strange.ClientConfig("n1")
-	if serverErr, _, _, _ := connect(t, server, dial); serverErr == nil {
+	if l := connect(t, server, dial); l.serverErr == nil {
 		t.Error("a stranger is welcome")
 	}
 	if err := os.WriteFile(out.Root, []byte(good[0]+string(other.pem)), 0o600); err != nil {
@@ -646,7 +651,7 @@ func TestReload(t *testing.T) {
 	if err := s.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	if serverErr, err, _, _ := connect(t, strange.ServerConfig(), s.ClientConfig("n1")); err == nil || serverErr == nil {
+	if l := connect(t, strange.ServerConfig(), s.ClientConfig("n1")); l.clientErr == nil || l.serverErr == nil {
 		t.Error("the stranger believes in our authority")
 	}
 	if err := os.WriteFile(stranger.Root, []byte(good[0]+string(other.pem)), 0o600); err != nil {
@@ -655,14 +660,14 @@ func TestReload(t *testing.T) {
 	if err := strange.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	if serverErr, err, _, _ := connect(t, server, dial); err != nil || serverErr != nil {
-		t.Errorf("%v, %v", serverErr, err)
+	if l := connect(t, server, dial); l.clientErr != nil || l.serverErr != nil {
+		t.Errorf("%v, %v", l.serverErr, l.clientErr)
 	}
 
 	// Certificates end by the clock, with nothing reloaded.
 	now.Advance(CertificateLifetime + time.Second)
-	if _, err, _, _ := connect(t, server, peer.ClientConfig("n1")); !errors.Is(err, ErrUntrusted) {
-		t.Errorf("an expired certificate: %v", err)
+	if l := connect(t, server, peer.ClientConfig("n1")); !errors.Is(l.clientErr, ErrUntrusted) {
+		t.Errorf("an expired certificate: %v", l.clientErr)
 	}
 }
 

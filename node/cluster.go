@@ -474,6 +474,11 @@ func (m *membership) compareClocks() {
 		}
 	}
 	m.refuses.Store(median.Abs() > stopOffset)
+	if len(offsets) >= 3 && median.Abs() <= warnOffset {
+		m.n.mu.Lock()
+		m.n.guard.Confirm()
+		m.n.mu.Unlock()
+	}
 }
 
 // ClockOffset is how far the median of the peers' wall clocks is ahead of this node's.

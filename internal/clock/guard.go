@@ -132,6 +132,16 @@ func (g *Guard) look() (wall time.Time, mono time.Duration) {
 	return wall, g.clock.Mono()
 }
 
+// Confirm says that the wall clock agrees with those of other machines: then what was on disk at the start needs no grace
+// period. A jump while running is not confirmed by it: whoever sets all clocks at once must not make everybody forget.
+func (g *Guard) Confirm() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if wall, mono := g.look(); g.unsettled && !g.jumped && !wall.Before(Earliest) {
+		g.line, g.mono, g.anchor, g.unsettled = wall, mono, 0, false
+	}
+}
+
 // Read takes a reading of the clocks. The more often it is called, the sooner a jump is seen; once
 // a second is plenty.
 func (g *Guard) Read() Reading {

@@ -368,3 +368,24 @@ func TestConcurrently(t *testing.T) {
 	wg.Wait()
 	wantGuarded(t, g.Read(), noon.Add(2*time.Second))
 }
+
+// Other machines can confirm the clock at a start, not a jump while running.
+func TestConfirm(t *testing.T) {
+	day := 24 * time.Hour
+	start := clock.Earliest.Add(100 * day)
+	clk := clocktest.New(start.Add(10 * day)) // switched off for ten days
+	g := clock.NewGuard(clk, clock.GuardConfig{HighWater: start})
+	if r := g.Read(); !r.Unconfirmed || r.Guarded.Sub(start) > time.Minute {
+		t.Fatalf("%+v", r)
+	}
+	g.Confirm()
+	if r := g.Read(); r.Unconfirmed || !r.Guarded.Equal(clk.Now()) {
+		t.Fatalf("confirmed: %+v", r)
+	}
+	clk.Jump(2 * time.Hour)
+	g.Read()
+	g.Confirm()
+	if r := g.Read(); r.Guarded.After(clk.Now().Add(-2*time.Hour + time.Minute)) {
+		t.Fatalf("a jump was confirmed: %+v", r)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -235,23 +236,42 @@ func (n *Node) start(ctx context.Context) error {
 	n.mu.Unlock()
 	disk := &restored{last: make(map[uint32]uint64), latest: make(map[uint32]uint32)}
 	meta := sync.OnceValue(func() error { return n.readMeta(disk) }) // complete before the first record, and also if there is none
+	merging, ctx := errgroup.WithContext(ctx)
+	chunks := make(chan []byte)
+	for range runtime.GOMAXPROCS(0) { // most of a start is the table, and order does not matter
+		merging.Go(func() error {
+			for records := range chunks {
+				if err := n.mergeRead(records); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
 	stats, err := n.journal.Replay(ctx, func(records []byte) error {
 		if err := meta(); err != nil {
 			return err
 		}
-		now := n.Now()
-		for ; len(records) > 0; records = records[entrySize:] {
-			r, dot, err := parseEntry(records[:entrySize])
-			if err != nil {
-				return fmt.Errorf("a record in the journal: %w", err)
+		for chunk := range slices.Chunk(records, readChunk) {
+			for r := chunk; len(r) > 0; r = r[entrySize:] {
+				record, dot, err := parseEntry(r[:entrySize])
+				if err != nil {
+					return fmt.Errorf("a record in the journal: %w", err)
+				}
+				disk.note(replication.Dot(dot), record.ExpiresAt)
 			}
-			disk.note(replication.Dot(dot), r.ExpiresAt)
-			if _, err := n.table.Merge(r, dot, now, false); err != nil {
-				return fmt.Errorf("read the journal into memory: %w", err)
+			select {
+			case chunks <- slices.Clone(chunk):
+			case <-ctx.Done():
+				return ctx.Err()
 			}
 		}
 		return nil
 	}, n.progress)
+	close(chunks)
+	if failure := merging.Wait(); failure != nil {
+		err = failure // it ended the reading
+	}
 	if err == nil {
 		err = meta()
 	}
@@ -262,6 +282,24 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	n.log.Info("journal read", "records", stats.Records, "bytes", stats.Bytes, "cut", stats.Cut, "took", (n.cfg.Clock.Mono() - began).Round(time.Millisecond).String())
+	return nil
+}
+
+// readChunk is how many bytes of records are merged in one go.
+const readChunk = 1024 * entrySize
+
+// mergeRead merges records of the journal.
+func (n *Node) mergeRead(records []byte) error {
+	now := n.Now()
+	for ; len(records) > 0; records = records[entrySize:] {
+		r, dot, err := parseEntry(records[:entrySize])
+		if err != nil {
+			return fmt.Errorf("a record in the journal: %w", err)
+		}
+		if _, err := n.table.Merge(r, dot, now, false); err != nil {
+			return fmt.Errorf("read the journal into memory: %w", err)
+		}
+	}
 	return nil
 }
 

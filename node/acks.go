@@ -3,11 +3,11 @@ package node
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/internal/view"
 	"github.com/revokd/revokd/revocation"
 )
 
@@ -45,29 +45,6 @@ func (r *replica) connected(name string) bool {
 	return r.byName[name] != nil
 }
 
-// freshness is when the view held all that voters held, on the monotonic clock.
-type freshness struct {
-	quorum, all time.Duration
-	alone       bool // this node is a majority by itself
-}
-
-// oldest is the age of a view that there is none of.
-const oldest = time.Duration(math.MaxInt64)
-
-func (f *freshness) age(now time.Duration, level Freshness) time.Duration {
-	since := f.quorum
-	if level == FreshnessAll {
-		since = f.all
-	}
-	switch {
-	case since == math.MaxInt64:
-		return 0
-	case since > now || since < 0 && now-since < 0:
-		return oldest
-	}
-	return now - since
-}
-
 // publish makes the age of the view known to checks; mu is held.
 func (r *replica) publish() {
 	if !r.n.complete.Load() && r.n.cfg.Cluster != nil && r.n.replayed.Load() && (r.core.Leveled() || r.alone() || r.n.cfg.Cluster.StartAlone) {
@@ -76,10 +53,7 @@ func (r *replica) publish() {
 	if r.n.cfg.Cluster == nil {
 		return
 	}
-	f := &freshness{}
-	f.quorum, f.all = r.core.FreshSince()
-	f.alone = f.quorum == math.MaxInt64
-	r.n.fresh.Store(f)
+	r.n.fresh.Store(view.NewFreshness(r.core.FreshSince()))
 }
 
 // alone reports whether this node is the only voter, so that there is nobody to be level with; mu is held.
@@ -275,7 +249,7 @@ func (r *replica) reissues(ctx context.Context) error {
 func (r *replica) describe(s *Status) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s.QuorumAge, s.AllAge = oldest, oldest
+	s.QuorumAge, s.AllAge = view.Oldest, view.Oldest
 	if r.core == nil {
 		return
 	}
@@ -283,7 +257,7 @@ func (r *replica) describe(s *Status) {
 	s.Voters, s.VotersNumber, s.Votes = slices.Clone(r.voters.Names), r.voters.Number, r.votes
 	if f := r.n.fresh.Load(); f != nil {
 		now := r.n.cfg.Clock.Mono()
-		s.QuorumAge, s.AllAge = f.age(now, FreshnessQuorum), f.age(now, FreshnessAll)
+		s.QuorumAge, s.AllAge = f.Age(now, false), f.Age(now, true)
 	} else {
 		s.QuorumAge, s.AllAge = 0, 0
 	}
@@ -307,7 +281,7 @@ func (n *Node) Peers() []Peer {
 	now := n.cfg.Clock.Mono()
 	since := func(at time.Duration) time.Duration {
 		if at <= 0 {
-			return oldest
+			return view.Oldest
 		}
 		return now - at
 	}

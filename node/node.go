@@ -14,6 +14,7 @@ import (
 
 	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/internal/view"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/revocation"
 	"github.com/revokd/revokd/ttlstore"
@@ -151,7 +152,7 @@ type Node struct {
 
 	replica *replica
 	members *membership // nil on a lone node
-	fresh   atomic.Pointer[freshness]
+	fresh   atomic.Pointer[view.Freshness]
 
 	// These belong to the goroutine that commits; Run fills onDisk before there is one.
 	own    [2]origin // by lane
@@ -364,18 +365,11 @@ func (n *Node) judge(v revocation.Verdict, o CheckOptions) revocation.Verdict {
 	if f == nil { // a lone node: its view has no age
 		return v
 	}
-	if f.alone && o.Freshness != FreshnessAll { // nobody else has to be asked, and no clock
-		return v
-	}
-	age, limit := f.age(n.cfg.Clock.Mono(), o.Freshness), o.MaxStaleness
+	limit := o.MaxStaleness
 	if limit == 0 {
 		limit = n.cfg.MaxStaleness
 	}
-	if v.Status == revocation.Active && age > limit && o.Freshness != FreshnessAny {
-		return revocation.Verdict{Cause: revocation.CauseStale, Age: age}
-	}
-	v.Age = age
-	return v
+	return f.Judge(v, n.cfg.Clock.Mono, o.Freshness == FreshnessAll, o.Freshness == FreshnessAny, limit)
 }
 
 // Status describes a node.

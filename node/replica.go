@@ -5,12 +5,12 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/internal/view"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/revocation"
 )
@@ -81,7 +81,7 @@ func (r *replica) begin(origins []replication.Origin, vector []replication.Vecto
 		Random:       random,
 		ProbeEvery:   r.n.cfg.ProbeEvery,
 		AuditEvery:   r.n.cfg.AuditEvery,
-	}, (*tableStore)(r.n), origins, vector)
+	}, &view.Store{Table: r.n.table, Trusted: r.n.clockOK.Load}, origins, vector)
 	if err != nil {
 		return err
 	}
@@ -322,7 +322,7 @@ func (r *replica) piece(m *mending) {
 		d := replication.Dot(dot)
 		return dot == 0 || int(d.Index()) >= len(durable) || d.Number() > durable[d.Index()]
 	}, func(rec revocation.Record, dot uint64) bool {
-		w.Records = append(w.Records, encode(rec))
+		w.Records = append(w.Records, view.Encode(rec))
 		w.Dots = append(w.Dots, replication.Dot(dot))
 		return len(w.Records) < mendPiece
 	})
@@ -377,78 +377,4 @@ func (d *news) take() (origins []replication.Origin, dropped []uint32) {
 	clear(d.origins)
 	clear(d.dropped)
 	return origins, dropped
-}
-
-// tableStore is the table as the state machine sees it.
-type tableStore Node
-
-func encode(r revocation.Record) (out replication.Record) {
-	_, _ = r.AppendBinary(out[:0])
-	return out
-}
-
-// Merge makes the structural checks, and on what comes from the node of its origin those that bind writers absolutely, unless this
-// clock cannot be believed: what other nodes have accepted is never refused for its times.
-func (s *tableStore) Merge(rec *replication.Record, d replication.Dot, now replication.Now, direct bool) (replication.Merged, error) {
-	n := (*Node)(s)
-	r, err := revocation.ParseRecord(rec[:])
-	if err != nil {
-		return replication.Merged{}, err
-	}
-	if direct && n.clockOK.Load() {
-		if err := r.Plausible(now.Wall); err != nil {
-			return replication.Merged{}, err
-		}
-	}
-	delta, err := n.table.Merge(r, uint64(d), now.Guarded, false)
-	if errors.Is(err, revocation.ErrUnknownShape) {
-		err = fmt.Errorf("%w: %w", replication.ErrDefinition, err)
-	}
-	return replication.Merged{Changed: delta.Changed, Unnamed: delta.Changed && delta.Dot == 0}, err
-}
-
-func (s *tableStore) Held(rec *replication.Record, now replication.Now) (replication.Record, replication.Dot, bool) {
-	r, err := revocation.ParseRecord(rec[:])
-	if err != nil {
-		return replication.Record{}, 0, false
-	}
-	held, dot, ok := (*Node)(s).table.Held(r, now.Guarded)
-	return encode(held), replication.Dot(dot), ok
-}
-
-func (s *tableStore) Scan(from replication.Key, budget int, now replication.Now, keep func(replication.Dot) bool, fn func(*replication.Record, replication.Dot) bool) (replication.Key, bool) {
-	next, more := (*Node)(s).table.Select(revocation.Fingerprint(from), budget, now.Guarded,
-		func(dot uint64) bool { return keep(replication.Dot(dot)) },
-		func(r revocation.Record, dot uint64) bool {
-			rec := encode(r)
-			return fn(&rec, replication.Dot(dot))
-		})
-	return replication.Key(next), more
-}
-
-func (s *tableStore) Each(from replication.Key, budget int, now replication.Now, fn func(*replication.Record, replication.Dot)) (replication.Key, bool) {
-	next, more := (*Node)(s).table.Each(revocation.Fingerprint(from), budget, now.Guarded, func(r revocation.Record, dot uint64) {
-		rec := encode(r)
-		fn(&rec, replication.Dot(dot))
-	})
-	return replication.Key(next), more
-}
-
-func (s *tableStore) Definition(id uint64) []byte {
-	shape, ok := (*Node)(s).table.Shape(revocation.ShapeID(id))
-	if !ok {
-		return nil
-	}
-	b, _ := shape.AppendBinary(nil)
-	return b
-}
-
-// Define keeps a shape for as long as it may take until its first record arrives.
-func (s *tableStore) Define(definition []byte, now replication.Now) error {
-	shape, err := revocation.ParseShape(definition)
-	if err != nil {
-		return err
-	}
-	_, err = (*Node)(s).table.Define(shape, uint32(now.Guarded/1000), now.Guarded, false)
-	return err
 }

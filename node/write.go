@@ -11,6 +11,7 @@ import (
 
 	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/internal/view"
 	"github.com/revokd/revokd/revocation"
 )
 
@@ -329,7 +330,7 @@ func (n *Node) merged(w *writing, err error) {
 	e.Records = make([]replication.Record, len(w.entries))
 	for i := range w.entries {
 		entry := &w.entries[i]
-		e.Records[i] = encode(entry.record)
+		e.Records[i] = view.Encode(entry.record)
 		if _, err := n.table.Define(entry.shape, entry.record.ExpiresAt, now, false); err != nil {
 			entry.err = err
 			continue

@@ -11,7 +11,7 @@ var imports = map[string]string{
 	"internal/pki":             "internal/atomicfile internal/clock",
 
 	// Process
-	"node": "cluster cluster/replication cluster/voters internal/clock journal revocation ttlstore",
+	"node": "cluster cluster/replication cluster/voters internal/clock internal/view journal revocation ttlstore",
 
 	// Meaning: the only packages that know what a token is
 	"revocation": "ttlstore",
@@ -36,6 +36,7 @@ var imports = map[string]string{
 	// Seams for tests
 	"internal/clock":           "internal/faults",
 	"internal/clock/clocktest": "internal/clock",
+	"internal/view":            "cluster/replication revocation",
 	"internal/faults":          "",
 	"internal/archtest":        "",
 	"internal/e2e":             "",

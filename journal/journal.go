@@ -332,7 +332,8 @@ func (j *Journal) Close() error {
 
 // Replay passes every record to fn, in any order and some of them twice, then makes sure that all of it is durable. It
 // runs once, before Run. The metadata of [Journal.Get] is complete before the first record. fn must not
-// keep the slice; its error ends the replay. progress may be nil.
+// keep the slice; its error ends the replay. progress may be nil; it is
+// called before the first record too.
 //
 // Damage ends in a [*DamageError] after everything else has been passed to fn.
 func (j *Journal) Replay(ctx context.Context, fn func(records []byte) error, progress func(Progress)) (ReplayStats, error) {

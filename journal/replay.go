@@ -47,6 +47,7 @@ func (r *replay) run() (ReplayStats, error) {
 		r.progress.BytesTotal += s.length
 	}
 	r.stats.Cut = r.image.cut.bytes
+	r.tell() // how much there is
 	for i, s := range list {
 		if err := r.ctx.Err(); err != nil {
 			return r.stats, err

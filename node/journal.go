@@ -435,6 +435,9 @@ func (n *Node) keepHouse(ctx context.Context) error {
 const reportEvery = 2 * time.Second
 
 func (n *Node) progress(p journal.Progress) {
+	if p.Files == 0 && p.Records == 0 {
+		n.table.Expect(int(p.BytesTotal / entrySize)) // a little more than there is
+	}
 	n.mu.Lock()
 	n.replay = p
 	now := n.cfg.Clock.Mono()

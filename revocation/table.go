@@ -367,6 +367,9 @@ func (t *Table) Shapes() []Shape {
 // on its way meanwhile still finds its definition, and so does a clock that steps back a little.
 const forgetShapes = 2 * 60 * 60
 
+// Expect makes room for about so many records at once: see [ttlstore.Store.Expect].
+func (t *Table) Expect(records int) { t.store.Expect(records) }
+
 // Sweep frees what expired before now (guarded time, milliseconds) and forgets shapes without records. It may run beside everything else.
 func (t *Table) Sweep(now int64) ttlstore.SweepStats {
 	sec := unixSeconds(now)

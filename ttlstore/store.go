@@ -326,6 +326,25 @@ func (s *Store) place(n int, sh *shard, now uint32) (uint32, error) {
 	return sh.next - 1, nil
 }
 
+// Expect makes the tables large enough for about so many items at once, which saves the steps by which they grow. It is a hint: what
+// memory does not allow is left, and a table that stays too large shrinks when something in it has expired.
+func (s *Store) Expect(items int) {
+	each := uint64(max(min(items, s.cfg.MaxItems), 0) / len(s.shards))
+	buckets := each * 100 / (85 * perBucket)
+	for n := range s.shards {
+		sh := &s.shards[n]
+		sh.mu.Lock()
+		var err error
+		if s.tables[n].Load().buckets < buckets {
+			err = s.rebuild(n, sh, buckets)
+		}
+		sh.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
 // rebuild replaces the shard's table by one of about so many buckets: slots and filter are made anew from the items.
 func (s *Store) rebuild(n int, sh *shard, buckets uint64) error {
 	old := s.tables[n].Load()

@@ -231,6 +231,41 @@ func TestGrowth(t *testing.T) {
 	}
 }
 
+// A store that was told what to expect does not grow on the way, and holds what it held.
+func TestExpect(t *testing.T) {
+	const items = 20_000
+	grows := func(expect int) (n uint64, bytes int64) {
+		s, err := New(Config{MaxItems: 100_000, Shards: 16, Heap: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		rng := rand.New(rand.NewPCG(1, 2))
+		for i := range uint64(items) {
+			if i == 10 {
+				s.Expect(expect)
+			}
+			k := Key{Hi: rng.Uint64(), Lo: rng.Uint64()}
+			if err := s.Update(k, 1, false, func(Item, bool) (Item, bool) { return Item{Key: k, Deadline: 9}, true }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		st := s.Stats()
+		if st.Items != items {
+			t.Fatalf("%d items", st.Items)
+		}
+		return st.Grows, st.Bytes
+	}
+	without, bytes := grows(0)
+	with, more := grows(items * 11 / 10)
+	if with >= without/4 || more > 2*bytes {
+		t.Errorf("%d steps and %d bytes, %d and %d without", with, more, without, bytes)
+	}
+	if _, b := grows(-1); b > 2*bytes {
+		t.Errorf("%d bytes", b)
+	}
+}
+
 func TestDeadlineEdges(t *testing.T) {
 	s := newStore(t, Config{})
 	for i, deadline := range []uint32{0, 1, 1000, ^uint32(0)} {

@@ -247,6 +247,37 @@ func TestBitFlips(t *testing.T) {
 	}
 }
 
+// After an orderly end no damage is taken for a torn tail: the end frame, the shortest there is, stands behind it.
+func TestBitFlipsAfterOrderlyEnd(t *testing.T) {
+	s := &specimen{fs: newCrashFS(), live: map[uint64]int64{}}
+	s.cfg = config("/j", s.fs)
+	j, _ := start(t, s.cfg)
+	for n := range uint64(8) {
+		j.append(t, batch(record(n, 1000)))
+		s.batches, s.live[n] = append(s.batches, []uint64{n}), 1000
+	}
+	j.end(t)
+	files := s.files()
+	name := files[len(files)-1]
+	original := s.content(name)
+	refusals := 0
+	for bit := range 8 * len(original) {
+		b := slices.Clone(original)
+		b[bit/8] ^= 1 << (bit % 8)
+		got, missing, err := s.judge(s.with(name, b))
+		end := bit/8 >= len(original)-32
+		switch {
+		case got == refused:
+			refusals++
+		case got != whole || !end: // a damaged end says as much as none
+			t.Fatalf("bit %d of %d flipped: %d records are lost in silence: %v", bit, 8*len(original), missing, err)
+		}
+	}
+	if refusals < 8*(len(original)-32) {
+		t.Errorf("%d refusals", refusals)
+	}
+}
+
 // TestDamageFindsMutant: a journal that skips what it cannot read gives itself away.
 func TestDamageFindsMutant(t *testing.T) {
 	s := makeSpecimen(t, 8<<10)

@@ -66,7 +66,7 @@ func (s *scanner) frame(off int64) (frame, bool) {
 
 // resync returns the offset of the first valid frame at or after off, or limit. Frames are aligned.
 func (s *scanner) resync(off int64) int64 {
-	for ; off < s.limit-headerSize; off += frameAlign {
+	for ; off <= s.limit-headerSize; off += frameAlign {
 		b := s.window(off, headerSize)
 		if binary.LittleEndian.Uint32(b) != frameMagic {
 			continue

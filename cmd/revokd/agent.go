@@ -32,7 +32,9 @@ mints, and keeps them and every revocation in the data directory. Without it --i
 
 Each flag can be given in the environment: REVOKD_API_ADDR for --api-addr and so on. Flags win.`,
 		Example: `  revokd agent --dev
-  revokd agent --issuers issuers.json --key-file fingerprint.key --data-dir /var/lib/revokd`,
+  revokd agent --issuers issuers.json --key-file fingerprint.key --data-dir /var/lib/revokd
+  revokd agent --issuers issuers.json --key-file fingerprint.key --node-name n1 --api-addr 10.0.0.1:7950 \
+    --tls-cert n1.crt --tls-key n1.key --tls-ca ca.crt`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			unknown, err := flagsFromEnv(cmd, c.environ)
@@ -58,7 +60,7 @@ Each flag can be given in the environment: REVOKD_API_ADDR for --api-addr and so
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.BoolVar(&cfg.Dev, "dev", false, "one node with nothing to configure, which mints tokens: to try things out")
-	flags.StringVar(&cfg.APIAddr, "api-addr", app.DefaultAPIAddr, "where to listen; only loopback so far. Port 0 takes a free one, and so does --dev if the port is taken")
+	flags.StringVar(&cfg.APIAddr, "api-addr", app.DefaultAPIAddr, "where to listen; beyond loopback only with TLS. Port 0 takes a free one, and so does --dev if the port is taken")
 	flags.StringVar(&cfg.DataDir, "data-dir", "", "where the data of the node lies, under its name (default $XDG_STATE_HOME/revokd, else ~/.local/state/revokd)")
 	flags.StringVar(&cfg.NodeName, "node-name", "", "name of the node (default dev with --dev, else the name of the host)")
 	choiceFlag(cmd, &durability, "durability", "disk: what was acknowledged survives; memory: it is gone with the process")
@@ -73,6 +75,9 @@ Each flag can be given in the environment: REVOKD_API_ADDR for --api-addr and so
 	flags.BoolVar(&cfg.Cluster.StartAlone, "start-alone", false, "after a start do not wait for another node: checks with freshness any may then call a revoked token active")
 	flags.DurationVar(&cfg.Cluster.MaxStaleness, "max-staleness", 0, "how old the view of a majority may be before checks answer unknown (default 30s)")
 	flags.DurationVar(&cfg.Cluster.AckTimeout, "ack-timeout", 0, "how long a write waits for other nodes before it says which have not confirmed (default 5s)")
+	flags.StringVar(&cfg.TLS.Cert, "tls-cert", "", "file with the certificate of this node, for TLS with other nodes and clients (revokd ca issue node); a renewed one is taken while the node runs")
+	flags.StringVar(&cfg.TLS.Key, "tls-key", "", "file with its key")
+	flags.StringVar(&cfg.TLS.CA, "tls-ca", "", "file with the authority, whose certificates are believed: each caller may what the role in his says")
 	flags.IntVar(&cfg.MaxRecords, "max-records", 0, "most records held; beyond it writes are refused (default 100 million)")
 	flags.Var(&memory, "max-memory", "most memory for records, such as 512MiB; beyond it writes are refused (default 8GiB)")
 	choiceFlag(cmd, &level, "log-level", "least level that is logged, to stderr")

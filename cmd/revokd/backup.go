@@ -74,7 +74,7 @@ func (c *cli) fetchBackup(ctx context.Context, w io.Writer) (info node.BackupInf
 	if c.timeout <= 0 {
 		return info, usagef("--timeout: out of range: more than 0")
 	}
-	base, err := c.baseURL()
+	client, base, err := c.httpClient()
 	if err != nil {
 		return info, err
 	}
@@ -87,7 +87,6 @@ func (c *cli) fetchBackup(ctx context.Context, w io.Writer) (info node.BackupInf
 	if err != nil {
 		return info, err
 	}
-	client := httpClient()
 	defer client.CloseIdleConnections()
 	res, err := client.Do(req)
 	if err != nil {
@@ -130,7 +129,7 @@ func refusedBackup(base string, res *http.Response) error {
 	if err == nil && json.Unmarshal(b, &told) == nil && told.Message != "" {
 		return fmt.Errorf("%s: %s", base, oneLine(told.Message))
 	}
-	if res.StatusCode == http.StatusForbidden {
+	if res.StatusCode == http.StatusForbidden || res.StatusCode == http.StatusUnauthorized {
 		return fmt.Errorf("%s: %s", base, oneLine(strings.TrimSpace(string(b))))
 	}
 	return fmt.Errorf("%s/backup: unexpected answer %s: is this a revokd node of this version?", base, res.Status)

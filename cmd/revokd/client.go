@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -15,6 +16,8 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
+	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/internal/pki"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 )
 
@@ -28,6 +31,9 @@ const maxAnswer = 16 << 20
 func (c *cli) clientFlags(cmd *cobra.Command) {
 	cmd.Flags().SortFlags = false // in the order in which they were added
 	cmd.Flags().StringVar(&c.addr, "addr", "", "node to talk to: URL or host:port (env REVOKD_ADDR, default "+defaultAddr+")")
+	cmd.Flags().StringVar(&c.tls.ca, "tls-ca", "", "file with the cluster's authority: the node is called with TLS (env REVOKD_TLS_CA)")
+	cmd.Flags().StringVar(&c.tls.cert, "tls-cert", "", "file with our certificate, whose role says what we may do (env REVOKD_TLS_CERT)")
+	cmd.Flags().StringVar(&c.tls.key, "tls-key", "", "file with its key (env REVOKD_TLS_KEY)")
 	cmd.Flags().DurationVar(&c.timeout, "timeout", 10*time.Second, "how long to wait for the answer, retries included")
 	c.outputFlag(cmd)
 }
@@ -41,15 +47,22 @@ func (c *cli) baseURL() (string, error) {
 		}
 		source = "REVOKD_ADDR"
 	}
-	if !strings.Contains(addr, "://") {
+	ca := c.tlsConfig().CA
+	if !strings.Contains(addr, "://") && ca != "" {
+		addr = "https://" + addr
+	} else if !strings.Contains(addr, "://") {
 		addr = "http://" + addr
 	}
 	u, err := url.Parse(addr)
 	switch {
 	case err != nil || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		return "", usagef("%s: malformed: want a URL such as %s, or host:port", source, defaultAddr)
-	case u.Scheme != "http":
-		return "", usagef("%s: scheme %q: only http is supported so far", source, u.Scheme)
+	case u.Scheme != "http" && u.Scheme != "https":
+		return "", usagef("%s: scheme %q: want http or https", source, u.Scheme)
+	case u.Scheme == "https" && ca == "":
+		return "", usagef("--tls-ca: missing: with https the file with the cluster's authority is needed (or REVOKD_TLS_CA)")
+	case u.Scheme == "http" && c.tls != tlsFiles{}:
+		return "", usagef("%s: conflict: http is without TLS; say https, or only host:port", source)
 	case u.Port() == "":
 		u.Host = net.JoinHostPort(u.Hostname(), "7950")
 	}
@@ -65,23 +78,46 @@ func (c *cli) getenv(name string) string {
 	return ""
 }
 
-// httpClient speaks HTTP/2 without TLS, which streams in both directions need, and notices a dead connection.
-func httpClient() *http.Client {
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	return &http.Client{Transport: &http.Transport{
-		Protocols:   protocols,
+// tlsFiles are the flags of TLS.
+type tlsFiles struct{ ca, cert, key string }
+
+// tlsConfig returns the files of TLS: each flag over its variable.
+func (c *cli) tlsConfig() pki.Config {
+	return pki.Config{
+		CA: cmp.Or(c.tls.ca, c.getenv("REVOKD_TLS_CA")), Cert: cmp.Or(c.tls.cert, c.getenv("REVOKD_TLS_CERT")),
+		Key: cmp.Or(c.tls.key, c.getenv("REVOKD_TLS_KEY")), Clock: clock.System(),
+	}
+}
+
+// httpClient returns a client and the URL of the node. It speaks HTTP/2, which streams in both directions need, and notices a dead connection.
+func (c *cli) httpClient() (client *http.Client, base string, err error) {
+	if base, err = c.baseURL(); err != nil {
+		return nil, "", err
+	}
+	t := &http.Transport{
+		Protocols:   new(http.Protocols),
 		DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 		HTTP2:       &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
-	}}
+	}
+	if strings.HasPrefix(base, "https:") {
+		t.Protocols.SetHTTP2(true)
+		source, err := pki.Load(c.tlsConfig())
+		if err != nil {
+			return nil, "", fmt.Errorf("--tls-ca, --tls-cert, --tls-key: %w", err)
+		}
+		t.TLSClientConfig, t.TLSHandshakeTimeout = source.ClientConfig(""), 5*time.Second
+	} else {
+		t.Protocols.SetUnencryptedHTTP2(true)
+	}
+	return &http.Client{Transport: t}, base, nil
 }
 
 func (c *cli) service() (revokdv1connect.RevocationServiceClient, error) {
-	base, err := c.baseURL()
+	client, base, err := c.httpClient()
 	if err != nil {
 		return nil, err
 	}
-	return revokdv1connect.NewRevocationServiceClient(httpClient(), base, connect.WithReadMaxBytes(maxAnswer)), nil
+	return revokdv1connect.NewRevocationServiceClient(client, base, connect.WithReadMaxBytes(maxAnswer)), nil
 }
 
 // retries are the pauses before another attempt when the node is unavailable.
@@ -104,8 +140,8 @@ func call[Req, Res any](ctx context.Context, c *cli, m method[Req, Res], req *Re
 		if err == nil {
 			return res.Msg, nil
 		}
-		arrived = arrived || !connect.IsWireError(err) && !errors.Is(err, syscall.ECONNREFUSED)
-		again := connect.CodeOf(err) == connect.CodeUnavailable && attempt < len(retries)
+		arrived = arrived || !connect.IsWireError(err) && !errors.Is(err, syscall.ECONNREFUSED) && !noHandshake(err)
+		again := connect.CodeOf(err) == connect.CodeUnavailable && attempt < len(retries) && !noHandshake(err)
 		if again {
 			select {
 			case <-time.After(retries[attempt]):
@@ -119,6 +155,28 @@ func call[Req, Res any](ctx context.Context, c *cli, m method[Req, Res], req *Re
 		}
 		return nil, err
 	}
+}
+
+// noHandshake reports whether one side has refused the other's certificate: then no request was sent, or none was read.
+func noHandshake(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return errors.Is(err, pki.ErrUntrusted) || errors.Is(err, pki.ErrWrongPeer) || errors.Is(err, pki.ErrNoIdentity) ||
+		ok && op.Op == "remote error" // an alert of TLS
+}
+
+// rootCause is the text of an error without what the layers of HTTP have put before it.
+func rootCause(err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Error()
+	}
+	var remote *connect.Error
+	if errors.As(err, &remote) {
+		return remote.Message()
+	}
+	if request, ok := errors.AsType[*url.Error](err); ok {
+		return request.Err.Error()
+	}
+	return err.Error()
 }
 
 // lostAnswer: nobody here can know whether the call was carried out.
@@ -138,6 +196,12 @@ func (c *cli) explainFailure(err error) error {
 		return err
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("nobody listens at %s: is `revokd agent` running there? (--addr or REVOKD_ADDR names the node)", base)
+	case noHandshake(err) && errors.As(err, new(*net.OpError)):
+		return fmt.Errorf("%s does not accept the certificate of --tls-cert: is it from the node's authority and cluster, and not expired? (%s)", base, rootCause(err))
+	case noHandshake(err):
+		return fmt.Errorf("%s is not accepted as a node of the cluster of --tls-ca: %s", base, rootCause(err))
+	case (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)) && strings.HasPrefix(base, "http:"):
+		return fmt.Errorf("%s ends the connection: does it want TLS? (--tls-ca, --tls-cert, --tls-key)", base)
 	case connect.CodeOf(err) == connect.CodeDeadlineExceeded:
 		return fmt.Errorf("no answer from %s within %s (--timeout)", base, c.timeout)
 	case connect.CodeOf(err) == connect.CodeCanceled:

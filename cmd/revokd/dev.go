@@ -46,7 +46,7 @@ func (c *cli) tokenCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			base, err := c.baseURL()
+			client, base, err := c.httpClient()
 			if err != nil {
 				return err
 			}
@@ -54,7 +54,7 @@ func (c *cli) tokenCommand() *cobra.Command {
 			if ttl.set {
 				req.Ttl = durationpb.New(ttl.d)
 			}
-			dev := revokdv1connect.NewDevServiceClient(httpClient(), base, connect.WithReadMaxBytes(maxAnswer))
+			dev := revokdv1connect.NewDevServiceClient(client, base, connect.WithReadMaxBytes(maxAnswer))
 			res, err := call(cmd.Context(), c, dev.MintToken, req)
 			if connect.CodeOf(err) == connect.CodeUnimplemented {
 				return fmt.Errorf("%s mints no tokens: only a node started with --dev does", base)

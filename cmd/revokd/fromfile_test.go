@@ -237,6 +237,15 @@ func TestBaseURL(t *testing.T) {
 			t.Errorf("%q: %q, %v; want %q", addr, got, err, want)
 		}
 	}
+	for addr, want := range map[string]string{"": "https://127.0.0.1:7950", "h:1": "https://h:1", "https://h": "https://h:7950", "http://h": ""} {
+		c := &cli{addr: addr, tls: tlsFiles{ca: "ca.crt"}}
+		if addr == "" {
+			c.environ = []string{"REVOKD_ADDR=127.0.0.1"}
+		}
+		if got, err := c.baseURL(); got != want || (err == nil) != (want != "") {
+			t.Errorf("with TLS %q: %q, %v; want %q", addr, got, err, want)
+		}
+	}
 	c := &cli{environ: []string{"REVOKD_ADDR=h:2"}}
 	if got, err := c.baseURL(); err != nil || got != "http://h:2" {
 		t.Errorf("%q, %v", got, err)

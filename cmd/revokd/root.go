@@ -32,6 +32,7 @@ type cli struct {
 	environ        []string
 
 	addr    string
+	tls     tlsFiles
 	timeout time.Duration
 	output  string
 }
@@ -99,8 +100,8 @@ func (c *cli) root() *cobra.Command {
 		Long: `revokd holds every live revocation in memory, keeps them on disk and forgets each by itself once no
 token it names can still be alive.
 
-"revokd agent" runs a node. "revokd journal" and "revokd restore" work on the data of one; every other command talks to one:
---addr or REVOKD_ADDR names it.
+"revokd agent" runs a node. "revokd journal" and "revokd restore" work on the data of one, "revokd ca" makes
+certificates; every other command talks to one: --addr or REVOKD_ADDR names it.
 
 Exit codes: 0 done, or the token is active; 1 error; 2 wrong usage; 3 the token is revoked; 4 unknown.`,
 		Example: `  revokd agent --dev
@@ -124,6 +125,7 @@ Exit codes: 0 done, or the token is active; 1 error; 2 wrong usage; 3 the token 
 		c.checkCommand(), c.explainCommand(),
 		c.statusCommand(), c.healthCommand(),
 		c.backupCommand(), c.restoreCommand(), c.journalCommand(),
+		c.caCommand(),
 		c.devCommand(),
 		c.versionCommand(),
 	)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,7 +22,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/internal/e2e"
+	"github.com/revokd/revokd/internal/pki"
 )
 
 func TestMain(m *testing.M) {
@@ -88,7 +91,14 @@ func cmdAgent(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	var client *http.Client
+	if i := slices.Index(args, "--tls-ca"); i >= 0 {
+		source, err := pki.Load(pki.Config{CA: ts.MkAbs(args[i+1]), Clock: clock.System()})
+		ts.Check(err)
+		client = &http.Client{Transport: &http.Transport{TLSClientConfig: source.ClientConfig("")}}
+	}
 	a.process, err = e2e.Start(ctx, e2e.Config{
+		HTTP: client,
 		Args: append([]string{program, "agent", "--dev", "--api-addr", "127.0.0.1:0"}, args...), Env: env, Dir: ts.MkAbs("."),
 	})
 	ts.Check(err)

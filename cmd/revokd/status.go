@@ -124,7 +124,7 @@ type readiness struct {
 
 // readiness asks once: whoever waits for a node asks again.
 func (c *cli) readiness(ctx context.Context) (r readiness, err error) {
-	base, err := c.baseURL()
+	client, base, err := c.httpClient()
 	if err != nil {
 		return r, err
 	}
@@ -134,7 +134,7 @@ func (c *cli) readiness(ctx context.Context) (r readiness, err error) {
 	if err != nil {
 		return r, err
 	}
-	res, err := httpClient().Do(req)
+	res, err := client.Do(req)
 	if err != nil {
 		return r, c.explainFailure(err)
 	}

@@ -8,6 +8,7 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/revokd/revokd/internal/api"
 	"github.com/revokd/revokd/internal/devissuer"
+	"github.com/revokd/revokd/internal/pki"
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/revocation"
@@ -50,6 +52,7 @@ type AgentConfig struct {
 	MaxRecords  int    // 0: see ttlstore.Config
 	MaxMemory   int64  // bytes; 0: see ttlstore.Config
 
+	TLS     TLSConfig
 	Cluster ClusterConfig
 
 	Logger hclog.Logger // nil: none
@@ -100,6 +103,8 @@ func (c *AgentConfig) validate() error {
 		return errors.New("--data-dir: missing")
 	case c.Durability != "" && c.Durability != durabilityDisk && c.Durability != durabilityMemory:
 		return errors.New("--durability: malformed: disk or memory")
+	case c.TLS.validate() != nil:
+		return c.TLS.validate()
 	case c.Cluster.validate(c.Dev) != nil:
 		return c.Cluster.validate(c.Dev)
 	case c.MaxRecords < 0:
@@ -131,8 +136,9 @@ type agent struct {
 	identityAnswer *revokdv1.IdentityResponse // what this dev node tells who joins it
 	left           chan struct{}              // the node was told to leave its cluster
 
-	transport sync.Once
-	peers     *http.Client
+	tls     *pki.Source // nil: no TLS
+	peersMu sync.Mutex
+	peers   map[string]*http.Client // by the name of the node, see peerTransport
 }
 
 // Agent runs a node until ctx ends; then it stops accepting, lets what has been accepted finish, and returns nil. Errors are
@@ -142,8 +148,11 @@ func Agent(ctx context.Context, cfg AgentConfig) (err error) {
 		return err
 	}
 	a := &agent{cfg: cfg, dir: filepath.Join(cfg.DataDir, cfg.NodeName), left: make(chan struct{})}
-	// Before anything is written: a refused address leaves nothing behind.
-	if a.listener, err = listen(ctx, cfg.APIAddr, cfg.Dev, net.DefaultResolver.LookupNetIP); err != nil {
+	// Before anything is written: what is refused here leaves nothing behind.
+	if err := a.loadTLS(); err != nil {
+		return err
+	}
+	if a.listener, err = listen(ctx, cfg.APIAddr, cfg.Dev, a.tls != nil, net.DefaultResolver.LookupNetIP); err != nil {
 		return err
 	}
 	defer a.listener.Close()
@@ -188,8 +197,12 @@ func (a *agent) assemble(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("node %s: %w", a.cfg.NodeName, a.waysOut(err))
 	}
+	var serverTLS *tls.Config
+	if a.tls != nil {
+		serverTLS = a.tls.ServerConfig()
+	}
 	a.server, err = api.New(api.Config{
-		Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
+		TLS: serverTLS, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
 		Identity: a.tellIdentity, OtherKeys: a.otherKeys, Leave: sync.OnceFunc(func() { close(a.left) }),
 	})
 	if err != nil {
@@ -254,6 +267,9 @@ func (a *agent) run(ctx context.Context) error {
 	g, below := errgroup.WithContext(below)
 	g.Go(func() error { return a.node.Run(below) })
 	g.Go(func() error { return a.verifier.Run(below) })
+	if a.tls != nil {
+		g.Go(func() error { return a.tls.Run(below) })
+	}
 	front, stopFront := context.WithCancel(ctx)
 	defer stopFront()
 	defer context.AfterFunc(below, stopFront)() // a node that failed takes the front with it
@@ -278,16 +294,16 @@ func (a *agent) run(ctx context.Context) error {
 
 // banner says where the node is and what to try.
 func (a *agent) banner(w io.Writer) {
-	addr := a.listener.Addr().String()
+	url := "http://" + a.listener.Addr().String()
+	if a.tls != nil {
+		url = "https://" + a.listener.Addr().String()
+	}
 	durability := "kept in " + a.dir
 	if a.cfg.Durability == durabilityMemory {
 		durability = "in memory only: gone with this process"
 	}
-	fmt.Fprintf(w, "revokd %s, node %s\n  API          http://%s\n  revocations  %s\n", a.cfg.Version, a.cfg.NodeName, addr, durability)
-	flag := ""
-	if addr != DefaultAPIAddr {
-		flag = " --addr http://" + addr
-	}
+	fmt.Fprintf(w, "revokd %s, node %s\n  API          %s\n  revocations  %s\n", a.cfg.Version, a.cfg.NodeName, url, durability)
+	flag := a.flags()
 	if !a.cfg.Dev {
 		fmt.Fprintf(w, "\n  %s status%s\n", a.cfg.Command, flag)
 		return

@@ -13,11 +13,14 @@ import (
 // lookup resolves a name, as [net.Resolver.LookupNetIP] does.
 type lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
-// listen opens the address of the API. Beyond loopback it refuses: until TLS and credentials exist whoever reaches
-// the port could revoke every token, and tokens would cross the network in the clear. In
-// dev a taken port is replaced by a free one.
-func listen(ctx context.Context, addr string, dev bool, resolve lookup) (net.Listener, error) {
-	at, err := loopback(ctx, addr, resolve)
+// listen opens the address of the API. Beyond loopback it refuses without TLS: whoever reached the port could revoke every
+// token, and tokens would cross the network in the clear. A dev node stays on loopback, and replaces a taken port by a free one.
+func listen(ctx context.Context, addr string, dev, tls bool, resolve lookup) (net.Listener, error) {
+	check := loopback
+	if tls && !dev {
+		check = anywhere
+	}
+	at, err := check(ctx, addr, resolve)
 	if err != nil {
 		return nil, fmt.Errorf("--api-addr %s: %w", addr, err)
 	}
@@ -33,27 +36,44 @@ func listen(ctx context.Context, addr string, dev bool, resolve lookup) (net.Lis
 	return ln, nil
 }
 
-// loopback resolves an address and refuses it unless every address that the name stands for is a loopback address.
-func loopback(ctx context.Context, addr string, resolve lookup) (netip.AddrPort, error) {
-	host, port, err := net.SplitHostPort(addr)
+// addresses returns what an address stands for, at least one: no host is all interfaces.
+func addresses(ctx context.Context, addr string, resolve lookup) (ips []netip.Addr, port uint16, err error) {
+	host, text, err := net.SplitHostPort(addr)
 	if err != nil {
-		return netip.AddrPort{}, errors.New("malformed: want host:port, such as " + DefaultAPIAddr)
+		return nil, 0, errors.New("malformed: want host:port, such as " + DefaultAPIAddr)
 	}
-	n, err := strconv.ParseUint(port, 10, 16)
+	n, err := strconv.ParseUint(text, 10, 16)
 	if err != nil {
-		return netip.AddrPort{}, errors.New("malformed: the port is a number up to 65535; 0 takes a free one")
+		return nil, 0, errors.New("malformed: the port is a number up to 65535; 0 takes a free one")
 	}
 	if host == "" {
-		return netip.AddrPort{}, refused("all interfaces")
+		return []netip.Addr{netip.IPv6Unspecified()}, uint16(n), nil
 	}
-	ips := []netip.Addr{}
 	if ip, err := netip.ParseAddr(host); err == nil {
 		ips = append(ips, ip)
 	} else if ips, err = resolve(ctx, "ip", host); err != nil {
-		return netip.AddrPort{}, fmt.Errorf("the name does not resolve: %w", err)
+		return nil, 0, fmt.Errorf("the name does not resolve: %w", err)
 	}
 	if len(ips) == 0 {
-		return netip.AddrPort{}, errors.New("the name does not resolve")
+		return nil, 0, errors.New("the name does not resolve")
+	}
+	return ips, uint16(n), nil
+}
+
+// anywhere resolves an address; of several that a name stands for it takes the first.
+func anywhere(ctx context.Context, addr string, resolve lookup) (netip.AddrPort, error) {
+	ips, port, err := addresses(ctx, addr, resolve)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	return netip.AddrPortFrom(ips[0].Unmap(), port), nil
+}
+
+// loopback resolves an address and refuses it unless every address that the name stands for is a loopback address.
+func loopback(ctx context.Context, addr string, resolve lookup) (netip.AddrPort, error) {
+	ips, port, err := addresses(ctx, addr, resolve)
+	if err != nil {
+		return netip.AddrPort{}, err
 	}
 	for _, ip := range ips {
 		switch ip = ip.Unmap(); {
@@ -63,10 +83,10 @@ func loopback(ctx context.Context, addr string, resolve lookup) (netip.AddrPort,
 			return netip.AddrPort{}, refused(ip.String())
 		}
 	}
-	return netip.AddrPortFrom(ips[0].Unmap(), uint16(n)), nil
+	return netip.AddrPortFrom(ips[0].Unmap(), port), nil
 }
 
 func refused(what string) error {
-	return fmt.Errorf("not allowed: this means %s, and revokd has no TLS and no credentials yet: whoever reached it could revoke every token; "+
-		"only loopback addresses (127.0.0.1, ::1, localhost) are accepted", what)
+	return fmt.Errorf("not allowed: this means %s, and without TLS, or with --dev, whoever reached it could revoke every token: "+
+		"give --tls-cert, --tls-key and --tls-ca (revokd ca makes the files), or a loopback address (127.0.0.1, ::1, localhost)", what)
 }

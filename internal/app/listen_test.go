@@ -68,15 +68,41 @@ func TestLoopback(t *testing.T) {
 
 func TestListenRefusesNonLoopback(t *testing.T) {
 	for _, dev := range []bool{false, true} {
-		ln, err := listen(t.Context(), "0.0.0.0:0", dev, resolver)
+		ln, err := listen(t.Context(), "0.0.0.0:0", dev, dev, resolver)
 		if err == nil {
 			ln.Close()
 			t.Fatal("it listens on all interfaces")
 		}
-		if !strings.Contains(err.Error(), "no TLS and no credentials yet") {
+		if !strings.Contains(err.Error(), "give --tls-cert, --tls-key and --tls-ca") {
 			t.Errorf("the error does not say why: %v", err)
 		}
 	}
+}
+
+// With TLS any address will do.
+func TestAnywhere(t *testing.T) {
+	for addr, want := range map[string]string{
+		"127.0.0.1:7950":   "127.0.0.1:7950",
+		"0.0.0.0:7950":     "0.0.0.0:7950",
+		":7950":            "[::]:7950",
+		"192.168.1.7:0":    "192.168.1.7:0",
+		"lan.example:7950": "192.168.1.7:7950",
+	} {
+		got, err := anywhere(t.Context(), addr, resolver)
+		if err != nil || got.String() != want {
+			t.Errorf("%s: %s, %v; want %s", addr, got, err, want)
+		}
+	}
+	for _, addr := range []string{"127.0.0.1", "127.0.0.1:http", "empty.example:1", "nowhere.example:1"} {
+		if got, err := anywhere(t.Context(), addr, resolver); err == nil {
+			t.Errorf("%s: %s", addr, got)
+		}
+	}
+	ln, err := listen(t.Context(), "0.0.0.0:0", false, true, resolver)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
 }
 
 func TestTakenPort(t *testing.T) {
@@ -86,11 +112,11 @@ func TestTakenPort(t *testing.T) {
 	}
 	defer taken.Close()
 	addr := taken.Addr().String()
-	if ln, err := listen(t.Context(), addr, false, resolver); err == nil {
+	if ln, err := listen(t.Context(), addr, false, false, resolver); err == nil {
 		ln.Close()
 		t.Error("a taken port was replaced without --dev")
 	}
-	ln, err := listen(t.Context(), addr, true, resolver)
+	ln, err := listen(t.Context(), addr, true, false, resolver)
 	if err != nil {
 		t.Fatal(err)
 	}

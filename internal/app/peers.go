@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -153,20 +152,6 @@ func readGossipKeys(path string) ([][]byte, error) {
 	return keys, nil
 }
 
-// peerTransport reaches the APIs of other nodes.
-func (a *agent) peerTransport(string) (client *http.Client, scheme string) {
-	a.transport.Do(func() {
-		protocols := new(http.Protocols)
-		protocols.SetUnencryptedHTTP2(true)
-		a.peers = &http.Client{Transport: &http.Transport{
-			Protocols:   protocols,
-			DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
-			HTTP2:       &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
-		}}
-	})
-	return a.peers, "http"
-}
-
 // dial opens a session with another node.
 func (a *agent) dial(ctx context.Context, name, addr string) (node.Stream, error) {
 	client, scheme := a.peerTransport(name)
@@ -240,7 +225,7 @@ func (a *agent) otherKeys(ctx context.Context, members []cluster.Member, req *re
 func (a *agent) devJoin(ctx context.Context, addrs []string) (*revokdv1.IdentityResponse, error) {
 	var errs error
 	for _, addr := range addrs {
-		addr = strings.TrimPrefix(addr, "http://")
+		addr = strings.TrimPrefix(strings.TrimPrefix(addr, "http://"), "https://")
 		if _, err := loopback(ctx, addr, net.DefaultResolver.LookupNetIP); err != nil {
 			return nil, fmt.Errorf("--join %s: %w", addr, err)
 		}

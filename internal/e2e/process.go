@@ -24,6 +24,7 @@ type Config struct {
 	Env  []string             // the whole environment
 	Dir  string               // working directory
 	Sys  *syscall.SysProcAttr // nil: the default
+	HTTP *http.Client         // asks whether it is ready; nil: http.DefaultClient
 }
 
 // Process is a running agent.
@@ -58,7 +59,7 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-var listening = regexp.MustCompile(`(?m)^  API +(http://\S+)$`)
+var listening = regexp.MustCompile(`(?m)^  API +(https?://\S+)$`)
 
 // Start starts an agent and waits until it is ready, or ctx ends.
 func Start(ctx context.Context, cfg Config) (*Process, error) {
@@ -80,7 +81,7 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 		defer close(p.ended)
 		_ = p.cmd.Wait() // ExitCode tells
 	}()
-	err := p.await(ctx, grew)
+	err := p.await(ctx, cfg.HTTP, grew)
 	if err != nil {
 		p.Kill()
 		return nil, fmt.Errorf("%w; stdout:\n%s\nstderr:\n%s", err, p.Stdout(), p.Stderr())
@@ -88,7 +89,10 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 	return p, nil
 }
 
-func (p *Process) await(ctx context.Context, grew <-chan struct{}) error {
+func (p *Process) await(ctx context.Context, client *http.Client, grew <-chan struct{}) error {
+	if client == nil {
+		client = http.DefaultClient
+	}
 	for p.URL == "" {
 		select {
 		case <-grew:
@@ -103,7 +107,7 @@ func (p *Process) await(ctx context.Context, grew <-chan struct{}) error {
 	}
 	poll := time.NewTicker(2 * time.Millisecond)
 	defer poll.Stop()
-	for !p.ready(ctx) {
+	for !p.ready(ctx, client) {
 		select {
 		case <-poll.C:
 		case <-p.ended:
@@ -115,13 +119,13 @@ func (p *Process) await(ctx context.Context, grew <-chan struct{}) error {
 	return nil
 }
 
-func (p *Process) ready(ctx context.Context) bool {
+func (p *Process) ready(ctx context.Context, client *http.Client) bool {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.URL+"/readyz", nil)
 	if err != nil {
 		return false
 	}
 	req.Close = true
-	res, err := http.DefaultClient.Do(req)
+	res, err := client.Do(req)
 	if err != nil {
 		return false
 	}

@@ -150,6 +150,7 @@ func (s *Source) parse(files [3][]byte) (*material, error) {
 		m.end = firstEnd(verified[0])
 	}
 	m.server = s.config()
+	m.server.NextProtos = httpProtocols
 	m.server.Certificates = []tls.Certificate{pair}
 	m.server.ClientAuth = tls.VerifyClientCertIfGiven
 	m.server.ClientCAs = m.roots
@@ -227,18 +228,19 @@ func (s *Source) warnOfEnd(warned int) int {
 	return days
 }
 
+// httpProtocols are what a server offers; a client's transport adds its own.
+var httpProtocols = []string{"h2", "http/1.1"}
+
 // config is what servers and clients have in common.
 func (s *Source) config() *tls.Config {
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Time: s.cfg.Clock.Now, SessionTicketsDisabled: true,
-		NextProtos: []string{"h2", "http/1.1"},
-	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, Time: s.cfg.Clock.Now, SessionTicketsDisabled: true}
 }
 
 // ServerConfig returns the configuration of an HTTP server. A client may show a certificate; one that is not of our cluster ends the handshake. The
 // configuration follows the files. It needs Cert.
 func (s *Source) ServerConfig() *tls.Config {
 	c := s.config()
+	c.NextProtos = httpProtocols
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		m := s.current.Load()
 		if m.server == nil {

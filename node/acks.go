@@ -178,6 +178,11 @@ func (r *replica) receipt(w *waiter) (receipt Receipt, ok bool) {
 			counts[name]++
 		}
 	}
+	for _, d := range w.needs {
+		if id := r.core.OriginOf(d); id != 0 {
+			receipt.Positions = append(receipt.Positions, Position{id, d.Number()})
+		}
+	}
 	if len(w.needs) == 0 { // nothing was written
 		receipt.Ack, receipt.Confirmed = w.level, []string{r.n.cfg.Name}
 		return receipt, true
@@ -200,14 +205,14 @@ func (r *replica) receipt(w *waiter) (receipt Receipt, ok bool) {
 		}
 	}
 	switch n := len(r.voters.Names); {
-	case n == 0 && r.n.cfg.Cluster == nil: // a lone node is all of them
-		receipt.Ack = max(w.level, AckLocal)
 	case n > 0 && voting == n:
 		receipt.Ack = AckAll
 	case n > 0 && voting >= r.voters.Majority():
 		receipt.Ack = AckQuorum
 	}
-	return receipt, held && receipt.Ack >= w.level
+	ok = held && receipt.Ack >= w.level
+	receipt.Ack = min(receipt.Ack, max(w.level, AckLocal))
+	return receipt, ok
 }
 
 // newOrigin registers an origin of this run.
@@ -254,7 +259,7 @@ func (r *replica) describe(s *Status) {
 		return
 	}
 	s.Replication = r.core.Stats()
-	s.Voters, s.VotersNumber, s.Votes = slices.Clone(r.voters.Names), r.voters.Number, r.votes
+	s.Voters, s.VotersNumber, s.Votes = slices.Clone(r.voters.Names), r.voters.Number&(1<<40-1), r.votes
 	if f := r.n.fresh.Load(); f != nil {
 		now := r.n.cfg.Clock.Mono()
 		s.QuorumAge, s.AllAge = f.Age(now, false), f.Age(now, true)

@@ -141,9 +141,17 @@ func (m *membership) begin() error {
 	if m.n.journal != nil {
 		state, _ = m.n.journal.Get(metaVoters)
 	}
-	machine, err := voters.New(voters.Voter{Name: m.n.cfg.Name, Incarnation: voters.Incarnation(m.n.replica.incarnation)}, state, random())
+	self := voters.Voter{Name: m.n.cfg.Name, Incarnation: voters.Incarnation(m.n.replica.incarnation)}
+	machine, err := voters.New(self, state, random())
 	if err != nil {
 		return fmt.Errorf("the voters in the journal: %w", err)
+	}
+	if c := machine.Config(); m.cfg.BootstrapExpect == 1 && len(c.Voters) == 1 && c.Voters[0].Name == self.Name && c.Voters[0].Incarnation != self.Incarnation {
+		// Nobody else can say what was lost, and the user has said that this node is all there is.
+		m.n.log.Warn("the only voter's data was restored or repaired: what is missing in it is lost, and it votes again")
+		if machine, err = voters.New(self, nil, random()); err != nil {
+			return err
+		}
 	}
 	m.machine = machine
 	m.apply()
@@ -157,12 +165,12 @@ func (m *membership) apply() {
 	if st.Config.IsZero() || old.Hash == st.Hash && old.Votes == st.Votes {
 		return
 	}
-	v := replication.Voters{Number: st.Config.Number, Hash: st.Hash}
+	v := replication.Voters{Number: uint64(st.Config.Losses)<<40 + st.Config.Number, Hash: st.Hash}
 	for _, voter := range st.Config.Voters {
 		v.Names = append(v.Names, voter.Name)
 	}
 	m.n.setVoters(v, st.Votes)
-	m.n.log.Info("voters", "number", v.Number, "names", v.Names, "this_node_votes", st.Votes)
+	m.n.log.Info("voters", "number", st.Config.Number, "names", v.Names, "this_node_votes", st.Votes)
 	if m.gossip != nil {
 		m.gossip.UpdateMeta()
 	}

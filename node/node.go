@@ -238,6 +238,7 @@ func (n *Node) Run(ctx context.Context) error {
 			return err
 		}
 		if n.members == nil {
+			n.setVoters(replication.Voters{Number: 1, Hash: random() | 1, Names: []string{n.cfg.Name}}, true) // for client replicas
 			n.completed()
 		} else {
 			if err := n.members.begin(); err != nil {
@@ -294,6 +295,9 @@ func (n *Node) every(ctx context.Context, interval time.Duration, fn func()) err
 
 // Now returns guarded time in Unix milliseconds: the time by which records expire. It is at most a tenth of a second old.
 func (n *Node) Now() int64 { return n.now.Load() }
+
+// Slack is how long records are kept beyond their ExpiresAt.
+func (n *Node) Slack() time.Duration { return n.cfg.Slack }
 
 // Policy returns the policy in force; it is not to be changed.
 func (n *Node) Policy() *revocation.Policy { return n.table.Policy() }

@@ -80,6 +80,14 @@ type Receipt struct {
 	Ack         Ack // the level that was reached
 	Confirmed   []string
 	Unconfirmed []string
+	// Positions: a replica that has reached all of them holds the write.
+	Positions []Position
+}
+
+// Position is a number of an origin.
+type Position struct {
+	Origin replication.OriginID
+	Number uint64
 }
 
 // WriteStats counts requests by what became of them.

@@ -358,8 +358,11 @@ type PeerStats struct {
 	Ahead  uint64 // records that it holds and this replica lacks
 	View   time.Duration
 	Votes  bool
-	Audit  time.Duration // the last one that found no difference; the least Duration: none
-	Lag    Lag
+	// Guarded is the peer's guarded time, Unix milliseconds, when it answered at GuardedAt; 0: it has not.
+	Guarded   int64
+	GuardedAt time.Duration
+	Audit     time.Duration // the last one that found no difference; the least Duration: none
+	Lag       Lag
 }
 
 // Stats returns counters.
@@ -375,7 +378,7 @@ func (r *Replica) Peers() []PeerStats {
 	for _, p := range r.order {
 		s := PeerStats{
 			ID: p.id, Name: p.name, Client: p.client, RTT: p.rtt, Offset: time.Duration(p.offset) * time.Millisecond, Timed: p.timed,
-			View: p.viewed, Votes: p.votes, Audit: r.lastAudit(p), Lag: p.lag,
+			View: p.viewed, Votes: p.votes, Guarded: p.guarded, GuardedAt: p.guardedAt, Audit: r.lastAudit(p), Lag: p.lag,
 		}
 		for i, o := range r.reg.list {
 			if o == nil {
@@ -412,6 +415,23 @@ func (r *Replica) DurableVector() []uint64 {
 		}
 	}
 	return list
+}
+
+// Voters returns the configuration that this replica follows.
+func (r *Replica) Voters() Voters { return r.voters }
+
+// ReachedOrigin reports whether everything of an origin up to a number is held.
+func (r *Replica) ReachedOrigin(id OriginID, number uint64) bool {
+	o := r.reg.byID[id]
+	return o != nil && o.applied >= number
+}
+
+// OriginOf returns the id of a dot's origin, 0 if it is not known.
+func (r *Replica) OriginOf(d Dot) OriginID {
+	if o := r.reg.get(d.Index()); o != nil {
+		return o.ID
+	}
+	return 0
 }
 
 // Origins returns the origins that are known.

@@ -22,7 +22,7 @@ func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
 	start := len(b)
 	// The vector that an answer to a probe names goes first.
 	r.fillVoters(w, p)
-	if p.version < r.version && now.Mono >= p.vectorAt+r.vectorEvery(p) {
+	if !p.said || p.version < r.version && now.Mono >= p.vectorAt+r.vectorEvery(p) {
 		r.fillVector(w, p)
 	}
 	if len(p.out) > 0 {
@@ -83,6 +83,11 @@ func (r *Replica) fillVoters(w *writer, p *peer) {
 	w.frame(frameVoters)
 	w.fixed(r.voters.Hash)
 	w.flag(r.votes)
+	w.uint(r.voters.Number)
+	w.uint(uint64(len(r.voters.Names)))
+	for _, name := range r.voters.Names {
+		w.string(name)
+	}
 	w.end()
 }
 
@@ -112,15 +117,16 @@ func (r *Replica) fillVector(w *writer, p *peer) {
 			flush()
 		}
 	}
-	if len(moved) > 0 {
+	if len(moved) > 0 || !p.said { // who holds nothing says so once
 		flush()
 	}
+	p.said = true
 	p.version, p.vectorAt = r.version, r.now.Mono
 }
 
 // fillLane writes one run of records of a lane and reports whether there was one.
 func (r *Replica) fillLane(w *writer, p *peer, lane Lane) bool {
-	if r.cfg.Client {
+	if r.cfg.Client || !p.heard { // where it begins is not known yet
 		return false
 	}
 	if p.client {

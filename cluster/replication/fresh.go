@@ -51,6 +51,7 @@ func (r *Replica) receiveProbe(p *peer, f *reader) {
 		w.frame(frameAnswer)
 		w.uint(id)
 		w.uint(uint64(max(0, r.now.Wall)))
+		w.uint(uint64(max(0, r.now.Guarded)))
 		w.uint(uint64(len(r.voters.Names)))
 		for _, name := range r.voters.Names {
 			w.uint(r.age(name))
@@ -73,7 +74,7 @@ func (r *Replica) age(name string) uint64 {
 }
 
 func (r *Replica) receiveAnswer(p *peer, f *reader) {
-	id, wall := f.uint(), f.limited(1<<62)
+	id, wall, guarded := f.uint(), f.limited(1<<62), f.limited(1<<62)
 	ages := make([]uint64, f.count(1))
 	for i := range ages {
 		ages[i] = f.uint()
@@ -85,6 +86,7 @@ func (r *Replica) receiveAnswer(p *peer, f *reader) {
 	q := &p.probes[i]
 	q.answered, q.need, q.hash, q.ages = true, slices.Clone(p.applied), p.hash, ages
 	p.rtt = r.now.Mono - q.sent
+	p.guarded, p.guardedAt = int64(guarded), r.now.Mono
 	if !p.timed || p.rtt < time.Second {
 		p.timed, p.offset = true, int64(wall)-(r.now.Wall-p.rtt.Milliseconds()/2)
 	}
@@ -124,7 +126,15 @@ func (r *Replica) lookUp(p *peer) {
 // receiveVoters: from here on the peer acknowledges and answers under this configuration.
 func (r *Replica) receiveVoters(p *peer, f *reader) {
 	p.hash, p.votes = f.fixed(), f.flag()
+	v := Voters{Hash: p.hash, Number: f.uint(), Names: make([]string, 0, 8)}
+	for range f.count(1) {
+		v.Names = append(v.Names, f.string(maxName))
+	}
 	r.out.Acks, r.out.Views = true, true
+	// Nodes agree on their voters among themselves; a client follows whoever knows the latest.
+	if r.cfg.Client && f.err == nil && len(v.Names) <= maxVoters && v.Hash != r.voters.Hash && v.Number >= r.voters.Number {
+		r.setVoters(v, false)
+	}
 }
 
 func (r *Replica) setVoters(v Voters, votes bool) {

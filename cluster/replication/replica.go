@@ -18,6 +18,7 @@ const (
 	maxProbes     = 8
 	maxUnnamed    = 1 << 14
 	reissueRetry  = 2 * time.Second
+	maxVoters     = 256
 	maxOut        = 384 << 10 // bytes of small frames that wait for a peer
 	recordsInRun  = 1024      // in one frame
 	scanBudget    = 20_000    // records looked at in one step
@@ -88,6 +89,8 @@ type peer struct {
 	hello       bool        // its hello has arrived
 	incarnation Incarnation // of its data directory
 	helped      bool        // ours has been sent
+	said        bool        // so has our vector
+	heard       bool        // its vector has arrived
 
 	refs    []uint32 // of the peer, to indices here; 0: not for us
 	applied []uint64 // its vector, by index
@@ -128,8 +131,11 @@ type peer struct {
 
 	rtt    time.Duration
 	offset int64 // of its wall clock, milliseconds
-	timed  bool
-	lag    Lag
+	// Its guarded time, Unix milliseconds, and when it said so.
+	guarded   int64
+	guardedAt time.Duration
+	timed     bool
+	lag       Lag
 }
 
 type pull struct {
@@ -551,6 +557,7 @@ func (r *Replica) receiveVector(p *peer, f *reader) {
 			}
 		}
 	}
+	p.heard = true
 	r.wake(p) // the window may have opened
 }
 

@@ -22,14 +22,14 @@ const (
 	frameScanned   frameType = 10 // scan, n times record and dot 8 with the sender's ref
 	frameScanEnd   frameType = 11 // scan
 	frameProbe     frameType = 12 // probe
-	frameAnswer    frameType = 13 // probe, wall, n, n times age of the view of a voter in milliseconds + 1, 0: none
+	frameAnswer    frameType = 13 // probe, wall, guarded time, n, n times age of the view of a voter in milliseconds + 1, 0: none
 	frameControl   frameType = 14 // of the host
 	frameAudit     frameType = 15 // audit, horizon, cut: n, n times id 8, number
 	frameSums      frameType = 16 // audit, node+1 or 0 for the top, 256 times sum 8
 	frameLeaf      frameType = 17 // audit, leaf, last 1, answer 1, n times record and dot 8
 	frameAuditEnd  frameType = 18 // audit
 	frameWindow    frameType = 19 // records of scans that have been taken in, in all
-	frameVoters    frameType = 20 // hash 8 of the configuration from here on, whether the sender votes 1
+	frameVoters    frameType = 20 // from here on: hash 8 of the configuration, whether the sender votes 1, number, n, n names
 )
 
 // Limits of the format.

@@ -56,7 +56,7 @@ var access = map[string][]pki.Role{
 	backupPath: admins,
 
 	// Of development nodes, which have them only then.
-	revokdv1connect.ClusterServiceIdentityProcedure: adminsNodes,
+	revokdv1connect.ClusterServiceIdentityProcedure: followers,
 	revokdv1connect.DevServiceMintTokenProcedure:    readers,
 	"/.well-known/jwks.json":                        everybody,
 }

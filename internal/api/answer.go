@@ -115,5 +115,8 @@ func receiptAnswer(r node.Receipt) *revokdv1.Receipt {
 	case node.AckAll:
 		m.Ack = revokdv1.AckLevel_ACK_LEVEL_ALL
 	}
+	for _, p := range r.Positions {
+		m.Positions = append(m.Positions, &revokdv1.Position{Origin: uint64(p.Origin), Number: p.Number})
+	}
 	return m
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"math"
 	"slices"
 	"strconv"
@@ -175,10 +176,17 @@ func (s clusters) keys(g *cluster.Members) *revokdv1.GossipKeysResponse_NodeKeys
 	return n
 }
 
-// Identity hands out the secrets of a development cluster, on loopback; other clusters bring theirs in files.
+// Identity hands out the fingerprint key and the policy, to whom access allows it; on a loopback address without TLS, to everybody: whoever
+// reaches that can ask about every token anyhow. The issuer's key of a development cluster is for its nodes.
 func (s clusters) Identity(context.Context, *connect.Request[revokdv1.IdentityRequest]) (*connect.Response[revokdv1.IdentityResponse], error) {
-	if s.cfg.Dev == nil || s.cfg.Identity == nil {
+	if s.cfg.Identity == nil {
 		return nil, errNoIdentity
 	}
-	return connect.NewResponse(s.cfg.Identity()), nil
+	m := s.cfg.Identity()
+	policy, err := json.Marshal(s.node.Policy())
+	if err != nil {
+		return nil, err
+	}
+	m.Policy, m.Slack = policy, durationpb.New(s.node.Slack())
+	return connect.NewResponse(m), nil
 }

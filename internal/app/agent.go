@@ -222,6 +222,7 @@ func (a *agent) identity(ctx context.Context) (issuers []token.Issuer, key revoc
 		if key, err = readKey(a.cfg.KeyFile); err != nil {
 			return nil, key, fmt.Errorf("--key-file: %w", err)
 		}
+		a.identityAnswer = &revokdv1.IdentityResponse{KeyId: key.ID().String(), FingerprintKey: key[:]}
 		return issuers, key, nil
 	}
 	var join func() (*identity, error)

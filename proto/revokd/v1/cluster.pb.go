@@ -961,6 +961,8 @@ type IdentityResponse struct {
 	FingerprintKey []byte                 `protobuf:"bytes,2,opt,name=fingerprint_key,json=fingerprintKey,proto3" json:"fingerprint_key,omitempty"`
 	DevIssuer      []byte                 `protobuf:"bytes,3,opt,name=dev_issuer,json=devIssuer,proto3" json:"dev_issuer,omitempty"`    // of a development cluster: its issuer's key, JSON
 	GossipAddr     string                 `protobuf:"bytes,4,opt,name=gossip_addr,json=gossipAddr,proto3" json:"gossip_addr,omitempty"` // where the answering node gossips
+	Policy         []byte                 `protobuf:"bytes,5,opt,name=policy,proto3" json:"policy,omitempty"`                           // of the issuers' tokens, JSON
+	Slack          *durationpb.Duration   `protobuf:"bytes,6,opt,name=slack,proto3" json:"slack,omitempty"`                             // how long records are kept beyond their ExpiresAt
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1021,6 +1023,20 @@ func (x *IdentityResponse) GetGossipAddr() string {
 		return x.GossipAddr
 	}
 	return ""
+}
+
+func (x *IdentityResponse) GetPolicy() []byte {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *IdentityResponse) GetSlack() *durationpb.Duration {
+	if x != nil {
+		return x.Slack
+	}
+	return nil
 }
 
 type GossipKeysResponse_NodeKeys struct {
@@ -1150,14 +1166,16 @@ const file_revokd_v1_cluster_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\tR\x03ids\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\"\x11\n" +
-	"\x0fIdentityRequest\"\x92\x01\n" +
+	"\x0fIdentityRequest\"\xdb\x01\n" +
 	"\x10IdentityResponse\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12'\n" +
 	"\x0ffingerprint_key\x18\x02 \x01(\fR\x0efingerprintKey\x12\x1d\n" +
 	"\n" +
 	"dev_issuer\x18\x03 \x01(\fR\tdevIssuer\x12\x1f\n" +
 	"\vgossip_addr\x18\x04 \x01(\tR\n" +
-	"gossipAddr2\\\n" +
+	"gossipAddr\x12\x16\n" +
+	"\x06policy\x18\x05 \x01(\fR\x06policy\x12/\n" +
+	"\x05slack\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05slack2\\\n" +
 	"\x12ReplicationService\x12F\n" +
 	"\bExchange\x12\x1a.revokd.v1.ExchangeMessage\x1a\x1a.revokd.v1.ExchangeMessage(\x010\x012\xad\x03\n" +
 	"\x0eClusterService\x12E\n" +
@@ -1218,25 +1236,26 @@ var file_revokd_v1_cluster_proto_depIdxs = []int32{
 	18, // 11: revokd.v1.ChangeVotersRequest.timeout:type_name -> google.protobuf.Duration
 	3,  // 12: revokd.v1.ChangeVotersResponse.voters:type_name -> revokd.v1.Voters
 	16, // 13: revokd.v1.GossipKeysResponse.nodes:type_name -> revokd.v1.GossipKeysResponse.NodeKeys
-	0,  // 14: revokd.v1.ReplicationService.Exchange:input_type -> revokd.v1.ExchangeMessage
-	1,  // 15: revokd.v1.ClusterService.Members:input_type -> revokd.v1.MembersRequest
-	6,  // 16: revokd.v1.ClusterService.Join:input_type -> revokd.v1.JoinRequest
-	8,  // 17: revokd.v1.ClusterService.Leave:input_type -> revokd.v1.LeaveRequest
-	10, // 18: revokd.v1.ClusterService.ChangeVoters:input_type -> revokd.v1.ChangeVotersRequest
-	12, // 19: revokd.v1.ClusterService.GossipKeys:input_type -> revokd.v1.GossipKeysRequest
-	14, // 20: revokd.v1.ClusterService.Identity:input_type -> revokd.v1.IdentityRequest
-	0,  // 21: revokd.v1.ReplicationService.Exchange:output_type -> revokd.v1.ExchangeMessage
-	2,  // 22: revokd.v1.ClusterService.Members:output_type -> revokd.v1.MembersResponse
-	7,  // 23: revokd.v1.ClusterService.Join:output_type -> revokd.v1.JoinResponse
-	9,  // 24: revokd.v1.ClusterService.Leave:output_type -> revokd.v1.LeaveResponse
-	11, // 25: revokd.v1.ClusterService.ChangeVoters:output_type -> revokd.v1.ChangeVotersResponse
-	13, // 26: revokd.v1.ClusterService.GossipKeys:output_type -> revokd.v1.GossipKeysResponse
-	15, // 27: revokd.v1.ClusterService.Identity:output_type -> revokd.v1.IdentityResponse
-	21, // [21:28] is the sub-list for method output_type
-	14, // [14:21] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	18, // 14: revokd.v1.IdentityResponse.slack:type_name -> google.protobuf.Duration
+	0,  // 15: revokd.v1.ReplicationService.Exchange:input_type -> revokd.v1.ExchangeMessage
+	1,  // 16: revokd.v1.ClusterService.Members:input_type -> revokd.v1.MembersRequest
+	6,  // 17: revokd.v1.ClusterService.Join:input_type -> revokd.v1.JoinRequest
+	8,  // 18: revokd.v1.ClusterService.Leave:input_type -> revokd.v1.LeaveRequest
+	10, // 19: revokd.v1.ClusterService.ChangeVoters:input_type -> revokd.v1.ChangeVotersRequest
+	12, // 20: revokd.v1.ClusterService.GossipKeys:input_type -> revokd.v1.GossipKeysRequest
+	14, // 21: revokd.v1.ClusterService.Identity:input_type -> revokd.v1.IdentityRequest
+	0,  // 22: revokd.v1.ReplicationService.Exchange:output_type -> revokd.v1.ExchangeMessage
+	2,  // 23: revokd.v1.ClusterService.Members:output_type -> revokd.v1.MembersResponse
+	7,  // 24: revokd.v1.ClusterService.Join:output_type -> revokd.v1.JoinResponse
+	9,  // 25: revokd.v1.ClusterService.Leave:output_type -> revokd.v1.LeaveResponse
+	11, // 26: revokd.v1.ClusterService.ChangeVoters:output_type -> revokd.v1.ChangeVotersResponse
+	13, // 27: revokd.v1.ClusterService.GossipKeys:output_type -> revokd.v1.GossipKeysResponse
+	15, // 28: revokd.v1.ClusterService.Identity:output_type -> revokd.v1.IdentityResponse
+	22, // [22:29] is the sub-list for method output_type
+	15, // [15:22] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_revokd_v1_cluster_proto_init() }

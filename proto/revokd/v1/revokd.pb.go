@@ -1000,6 +1000,7 @@ type Receipt struct {
 	Ack           AckLevel               `protobuf:"varint,2,opt,name=ack,proto3,enum=revokd.v1.AckLevel" json:"ack,omitempty"`                 // the level that was reached
 	Confirmed     []string               `protobuf:"bytes,3,rep,name=confirmed,proto3" json:"confirmed,omitempty"`
 	Unconfirmed   []string               `protobuf:"bytes,4,rep,name=unconfirmed,proto3" json:"unconfirmed,omitempty"`
+	Positions     []*Position            `protobuf:"bytes,5,rep,name=positions,proto3" json:"positions,omitempty"` // a replica that has reached all of them holds the write
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1062,6 +1063,66 @@ func (x *Receipt) GetUnconfirmed() []string {
 	return nil
 }
 
+func (x *Receipt) GetPositions() []*Position {
+	if x != nil {
+		return x.Positions
+	}
+	return nil
+}
+
+// Position is a number of an origin: see ReplicationService.
+type Position struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Origin        uint64                 `protobuf:"fixed64,1,opt,name=origin,proto3" json:"origin,omitempty"`
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Position) Reset() {
+	*x = Position{}
+	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Position) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Position) ProtoMessage() {}
+
+func (x *Position) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Position.ProtoReflect.Descriptor instead.
+func (*Position) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Position) GetOrigin() uint64 {
+	if x != nil {
+		return x.Origin
+	}
+	return 0
+}
+
+func (x *Position) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 type BlockRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Match         *Match                 `protobuf:"bytes,1,opt,name=match,proto3" json:"match,omitempty"`
@@ -1075,7 +1136,7 @@ type BlockRequest struct {
 
 func (x *BlockRequest) Reset() {
 	*x = BlockRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1148,7 @@ func (x *BlockRequest) String() string {
 func (*BlockRequest) ProtoMessage() {}
 
 func (x *BlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1161,7 @@ func (x *BlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockRequest.ProtoReflect.Descriptor instead.
 func (*BlockRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{7}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BlockRequest) GetMatch() *Match {
@@ -1150,7 +1211,7 @@ type UnblockRequest struct {
 
 func (x *UnblockRequest) Reset() {
 	*x = UnblockRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1223,7 @@ func (x *UnblockRequest) String() string {
 func (*UnblockRequest) ProtoMessage() {}
 
 func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1236,7 @@ func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockRequest.ProtoReflect.Descriptor instead.
 func (*UnblockRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{8}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UnblockRequest) GetMatch() *Match {
@@ -1216,7 +1277,7 @@ type RevokeBatchRequest struct {
 
 func (x *RevokeBatchRequest) Reset() {
 	*x = RevokeBatchRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1289,7 @@ func (x *RevokeBatchRequest) String() string {
 func (*RevokeBatchRequest) ProtoMessage() {}
 
 func (x *RevokeBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1302,7 @@ func (x *RevokeBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBatchRequest.ProtoReflect.Descriptor instead.
 func (*RevokeBatchRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{9}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RevokeBatchRequest) GetItems() []*RevokeRequest {
@@ -1268,7 +1329,7 @@ type RevokeBatchResponse struct {
 
 func (x *RevokeBatchResponse) Reset() {
 	*x = RevokeBatchResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +1341,7 @@ func (x *RevokeBatchResponse) String() string {
 func (*RevokeBatchResponse) ProtoMessage() {}
 
 func (x *RevokeBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +1354,7 @@ func (x *RevokeBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBatchResponse.ProtoReflect.Descriptor instead.
 func (*RevokeBatchResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{10}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RevokeBatchResponse) GetResults() []*RevokeResult {
@@ -1320,7 +1381,7 @@ type RevokeResult struct {
 
 func (x *RevokeResult) Reset() {
 	*x = RevokeResult{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1393,7 @@ func (x *RevokeResult) String() string {
 func (*RevokeResult) ProtoMessage() {}
 
 func (x *RevokeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1406,7 @@ func (x *RevokeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResult.ProtoReflect.Descriptor instead.
 func (*RevokeResult) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{11}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RevokeResult) GetResponse() *RevokeResponse {
@@ -1373,7 +1434,7 @@ type ItemError struct {
 
 func (x *ItemError) Reset() {
 	*x = ItemError{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1446,7 @@ func (x *ItemError) String() string {
 func (*ItemError) ProtoMessage() {}
 
 func (x *ItemError) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1459,7 @@ func (x *ItemError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemError.ProtoReflect.Descriptor instead.
 func (*ItemError) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{12}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ItemError) GetCode() string {
@@ -1432,7 +1493,7 @@ type RevokeStreamRequest struct {
 
 func (x *RevokeStreamRequest) Reset() {
 	*x = RevokeStreamRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1505,7 @@ func (x *RevokeStreamRequest) String() string {
 func (*RevokeStreamRequest) ProtoMessage() {}
 
 func (x *RevokeStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1518,7 @@ func (x *RevokeStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStreamRequest.ProtoReflect.Descriptor instead.
 func (*RevokeStreamRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{13}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevokeStreamRequest) GetItems() []*RevokeRequest {
@@ -1489,7 +1550,7 @@ type RevokeStreamResponse struct {
 
 func (x *RevokeStreamResponse) Reset() {
 	*x = RevokeStreamResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +1562,7 @@ func (x *RevokeStreamResponse) String() string {
 func (*RevokeStreamResponse) ProtoMessage() {}
 
 func (x *RevokeStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +1575,7 @@ func (x *RevokeStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStreamResponse.ProtoReflect.Descriptor instead.
 func (*RevokeStreamResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{14}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeStreamResponse) GetAcknowledged() int64 {
@@ -1576,7 +1637,7 @@ type IndexedError struct {
 
 func (x *IndexedError) Reset() {
 	*x = IndexedError{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1649,7 @@ func (x *IndexedError) String() string {
 func (*IndexedError) ProtoMessage() {}
 
 func (x *IndexedError) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1662,7 @@ func (x *IndexedError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexedError.ProtoReflect.Descriptor instead.
 func (*IndexedError) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{15}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IndexedError) GetIndex() int64 {
@@ -1634,7 +1695,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1707,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1720,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{16}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CheckRequest) GetSubject() isCheckRequest_Subject {
@@ -1741,7 +1802,7 @@ type CheckBatchRequest struct {
 
 func (x *CheckBatchRequest) Reset() {
 	*x = CheckBatchRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +1814,7 @@ func (x *CheckBatchRequest) String() string {
 func (*CheckBatchRequest) ProtoMessage() {}
 
 func (x *CheckBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +1827,7 @@ func (x *CheckBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckBatchRequest.ProtoReflect.Descriptor instead.
 func (*CheckBatchRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{17}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CheckBatchRequest) GetItems() []*CheckRequest {
@@ -1785,7 +1846,7 @@ type CheckBatchResponse struct {
 
 func (x *CheckBatchResponse) Reset() {
 	*x = CheckBatchResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +1858,7 @@ func (x *CheckBatchResponse) String() string {
 func (*CheckBatchResponse) ProtoMessage() {}
 
 func (x *CheckBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +1871,7 @@ func (x *CheckBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckBatchResponse.ProtoReflect.Descriptor instead.
 func (*CheckBatchResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{18}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CheckBatchResponse) GetResults() []*CheckResult {
@@ -1830,7 +1891,7 @@ type CheckResult struct {
 
 func (x *CheckResult) Reset() {
 	*x = CheckResult{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +1903,7 @@ func (x *CheckResult) String() string {
 func (*CheckResult) ProtoMessage() {}
 
 func (x *CheckResult) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +1916,7 @@ func (x *CheckResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResult.ProtoReflect.Descriptor instead.
 func (*CheckResult) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{19}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CheckResult) GetResponse() *CheckResponse {
@@ -1884,7 +1945,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1896,7 +1957,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1909,7 +1970,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{20}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CheckResponse) GetVerdict() Verdict {
@@ -1957,7 +2018,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2030,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2043,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{21}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Rule) GetKind() RuleKind {
@@ -2051,7 +2112,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2124,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2137,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{22}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExplainResponse) GetVerdict() *CheckResponse {
@@ -2101,7 +2162,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2174,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2187,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{23}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{24}
 }
 
 type StatusResponse struct {
@@ -2158,7 +2219,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2231,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2244,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{24}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StatusResponse) GetNode() string {
@@ -2344,7 +2405,7 @@ type ReplicationStatus struct {
 
 func (x *ReplicationStatus) Reset() {
 	*x = ReplicationStatus{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2417,7 @@ func (x *ReplicationStatus) String() string {
 func (*ReplicationStatus) ProtoMessage() {}
 
 func (x *ReplicationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2430,7 @@ func (x *ReplicationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationStatus.ProtoReflect.Descriptor instead.
 func (*ReplicationStatus) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{25}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReplicationStatus) GetVoters() []string {
@@ -2454,7 +2515,7 @@ type JournalStatus struct {
 
 func (x *JournalStatus) Reset() {
 	*x = JournalStatus{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2466,7 +2527,7 @@ func (x *JournalStatus) String() string {
 func (*JournalStatus) ProtoMessage() {}
 
 func (x *JournalStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2479,7 +2540,7 @@ func (x *JournalStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalStatus.ProtoReflect.Descriptor instead.
 func (*JournalStatus) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *JournalStatus) GetDir() string {
@@ -2524,7 +2585,7 @@ type MintTokenRequest struct {
 
 func (x *MintTokenRequest) Reset() {
 	*x = MintTokenRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2536,7 +2597,7 @@ func (x *MintTokenRequest) String() string {
 func (*MintTokenRequest) ProtoMessage() {}
 
 func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2549,7 +2610,7 @@ func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenRequest.ProtoReflect.Descriptor instead.
 func (*MintTokenRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{27}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MintTokenRequest) GetSub() string {
@@ -2603,7 +2664,7 @@ type MintTokenResponse struct {
 
 func (x *MintTokenResponse) Reset() {
 	*x = MintTokenResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2615,7 +2676,7 @@ func (x *MintTokenResponse) String() string {
 func (*MintTokenResponse) ProtoMessage() {}
 
 func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2628,7 +2689,7 @@ func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenResponse.ProtoReflect.Descriptor instead.
 func (*MintTokenResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{28}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MintTokenResponse) GetToken() string {
@@ -2651,7 +2712,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +2724,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +2737,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{29}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -2725,7 +2786,7 @@ type ExplainResponse_Step struct {
 
 func (x *ExplainResponse_Step) Reset() {
 	*x = ExplainResponse_Step{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[33]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2798,7 @@ func (x *ExplainResponse_Step) String() string {
 func (*ExplainResponse_Step) ProtoMessage() {}
 
 func (x *ExplainResponse_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[33]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2811,7 @@ func (x *ExplainResponse_Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse_Step.ProtoReflect.Descriptor instead.
 func (*ExplainResponse_Step) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{22, 0}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{23, 0}
 }
 
 func (x *ExplainResponse_Step) GetClaims() []string {
@@ -2844,14 +2905,18 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\aoutcome\x18\x01 \x01(\x0e2\x12.revokd.v1.OutcomeR\aoutcome\x12#\n" +
 	"\x04rule\x18\x02 \x01(\v2\x0f.revokd.v1.RuleR\x04rule\x12=\n" +
 	"\fusable_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vusableAfter\x12,\n" +
-	"\areceipt\x18\x04 \x01(\v2\x12.revokd.v1.ReceiptR\areceipt\"\xa7\x01\n" +
+	"\areceipt\x18\x04 \x01(\v2\x12.revokd.v1.ReceiptR\areceipt\"\xda\x01\n" +
 	"\aReceipt\x125\n" +
 	"\n" +
 	"durability\x18\x01 \x01(\x0e2\x15.revokd.v1.DurabilityR\n" +
 	"durability\x12%\n" +
 	"\x03ack\x18\x02 \x01(\x0e2\x13.revokd.v1.AckLevelR\x03ack\x12\x1c\n" +
 	"\tconfirmed\x18\x03 \x03(\tR\tconfirmed\x12 \n" +
-	"\vunconfirmed\x18\x04 \x03(\tR\vunconfirmed\"\xe9\x01\n" +
+	"\vunconfirmed\x18\x04 \x03(\tR\vunconfirmed\x121\n" +
+	"\tpositions\x18\x05 \x03(\v2\x13.revokd.v1.PositionR\tpositions\":\n" +
+	"\bPosition\x12\x16\n" +
+	"\x06origin\x18\x01 \x01(\x06R\x06origin\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\"\xe9\x01\n" +
 	"\fBlockRequest\x12&\n" +
 	"\x05match\x18\x01 \x01(\v2\x10.revokd.v1.MatchR\x05match\x129\n" +
 	"\n" +
@@ -3073,7 +3138,7 @@ func file_revokd_v1_revokd_proto_rawDescGZIP() []byte {
 }
 
 var file_revokd_v1_revokd_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_revokd_v1_revokd_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_revokd_v1_revokd_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_revokd_v1_revokd_proto_goTypes = []any{
 	(Scope)(0),                    // 0: revokd.v1.Scope
 	(Reason)(0),                   // 1: revokd.v1.Reason
@@ -3090,131 +3155,133 @@ var file_revokd_v1_revokd_proto_goTypes = []any{
 	(*WriteOptions)(nil),          // 12: revokd.v1.WriteOptions
 	(*RevokeResponse)(nil),        // 13: revokd.v1.RevokeResponse
 	(*Receipt)(nil),               // 14: revokd.v1.Receipt
-	(*BlockRequest)(nil),          // 15: revokd.v1.BlockRequest
-	(*UnblockRequest)(nil),        // 16: revokd.v1.UnblockRequest
-	(*RevokeBatchRequest)(nil),    // 17: revokd.v1.RevokeBatchRequest
-	(*RevokeBatchResponse)(nil),   // 18: revokd.v1.RevokeBatchResponse
-	(*RevokeResult)(nil),          // 19: revokd.v1.RevokeResult
-	(*ItemError)(nil),             // 20: revokd.v1.ItemError
-	(*RevokeStreamRequest)(nil),   // 21: revokd.v1.RevokeStreamRequest
-	(*RevokeStreamResponse)(nil),  // 22: revokd.v1.RevokeStreamResponse
-	(*IndexedError)(nil),          // 23: revokd.v1.IndexedError
-	(*CheckRequest)(nil),          // 24: revokd.v1.CheckRequest
-	(*CheckBatchRequest)(nil),     // 25: revokd.v1.CheckBatchRequest
-	(*CheckBatchResponse)(nil),    // 26: revokd.v1.CheckBatchResponse
-	(*CheckResult)(nil),           // 27: revokd.v1.CheckResult
-	(*CheckResponse)(nil),         // 28: revokd.v1.CheckResponse
-	(*Rule)(nil),                  // 29: revokd.v1.Rule
-	(*ExplainResponse)(nil),       // 30: revokd.v1.ExplainResponse
-	(*StatusRequest)(nil),         // 31: revokd.v1.StatusRequest
-	(*StatusResponse)(nil),        // 32: revokd.v1.StatusResponse
-	(*ReplicationStatus)(nil),     // 33: revokd.v1.ReplicationStatus
-	(*JournalStatus)(nil),         // 34: revokd.v1.JournalStatus
-	(*MintTokenRequest)(nil),      // 35: revokd.v1.MintTokenRequest
-	(*MintTokenResponse)(nil),     // 36: revokd.v1.MintTokenResponse
-	(*ErrorDetail)(nil),           // 37: revokd.v1.ErrorDetail
-	nil,                           // 38: revokd.v1.Match.ClaimsEntry
-	nil,                           // 39: revokd.v1.Match.IntegersEntry
-	nil,                           // 40: revokd.v1.Match.BooleansEntry
-	(*ExplainResponse_Step)(nil),  // 41: revokd.v1.ExplainResponse.Step
-	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 44: google.protobuf.Struct
+	(*Position)(nil),              // 15: revokd.v1.Position
+	(*BlockRequest)(nil),          // 16: revokd.v1.BlockRequest
+	(*UnblockRequest)(nil),        // 17: revokd.v1.UnblockRequest
+	(*RevokeBatchRequest)(nil),    // 18: revokd.v1.RevokeBatchRequest
+	(*RevokeBatchResponse)(nil),   // 19: revokd.v1.RevokeBatchResponse
+	(*RevokeResult)(nil),          // 20: revokd.v1.RevokeResult
+	(*ItemError)(nil),             // 21: revokd.v1.ItemError
+	(*RevokeStreamRequest)(nil),   // 22: revokd.v1.RevokeStreamRequest
+	(*RevokeStreamResponse)(nil),  // 23: revokd.v1.RevokeStreamResponse
+	(*IndexedError)(nil),          // 24: revokd.v1.IndexedError
+	(*CheckRequest)(nil),          // 25: revokd.v1.CheckRequest
+	(*CheckBatchRequest)(nil),     // 26: revokd.v1.CheckBatchRequest
+	(*CheckBatchResponse)(nil),    // 27: revokd.v1.CheckBatchResponse
+	(*CheckResult)(nil),           // 28: revokd.v1.CheckResult
+	(*CheckResponse)(nil),         // 29: revokd.v1.CheckResponse
+	(*Rule)(nil),                  // 30: revokd.v1.Rule
+	(*ExplainResponse)(nil),       // 31: revokd.v1.ExplainResponse
+	(*StatusRequest)(nil),         // 32: revokd.v1.StatusRequest
+	(*StatusResponse)(nil),        // 33: revokd.v1.StatusResponse
+	(*ReplicationStatus)(nil),     // 34: revokd.v1.ReplicationStatus
+	(*JournalStatus)(nil),         // 35: revokd.v1.JournalStatus
+	(*MintTokenRequest)(nil),      // 36: revokd.v1.MintTokenRequest
+	(*MintTokenResponse)(nil),     // 37: revokd.v1.MintTokenResponse
+	(*ErrorDetail)(nil),           // 38: revokd.v1.ErrorDetail
+	nil,                           // 39: revokd.v1.Match.ClaimsEntry
+	nil,                           // 40: revokd.v1.Match.IntegersEntry
+	nil,                           // 41: revokd.v1.Match.BooleansEntry
+	(*ExplainResponse_Step)(nil),  // 42: revokd.v1.ExplainResponse.Step
+	(*timestamppb.Timestamp)(nil), // 43: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 45: google.protobuf.Struct
 }
 var file_revokd_v1_revokd_proto_depIdxs = []int32{
-	38, // 0: revokd.v1.Match.claims:type_name -> revokd.v1.Match.ClaimsEntry
-	39, // 1: revokd.v1.Match.integers:type_name -> revokd.v1.Match.IntegersEntry
-	40, // 2: revokd.v1.Match.booleans:type_name -> revokd.v1.Match.BooleansEntry
+	39, // 0: revokd.v1.Match.claims:type_name -> revokd.v1.Match.ClaimsEntry
+	40, // 1: revokd.v1.Match.integers:type_name -> revokd.v1.Match.IntegersEntry
+	41, // 2: revokd.v1.Match.booleans:type_name -> revokd.v1.Match.BooleansEntry
 	8,  // 3: revokd.v1.RevokeRequest.match:type_name -> revokd.v1.Match
 	0,  // 4: revokd.v1.RevokeRequest.scope:type_name -> revokd.v1.Scope
 	9,  // 5: revokd.v1.RevokeRequest.below:type_name -> revokd.v1.Below
-	42, // 6: revokd.v1.RevokeRequest.issued_before:type_name -> google.protobuf.Timestamp
-	42, // 7: revokd.v1.RevokeRequest.expires_at:type_name -> google.protobuf.Timestamp
+	43, // 6: revokd.v1.RevokeRequest.issued_before:type_name -> google.protobuf.Timestamp
+	43, // 7: revokd.v1.RevokeRequest.expires_at:type_name -> google.protobuf.Timestamp
 	10, // 8: revokd.v1.RevokeRequest.keep:type_name -> revokd.v1.Keep
 	1,  // 9: revokd.v1.RevokeRequest.reason:type_name -> revokd.v1.Reason
 	12, // 10: revokd.v1.RevokeRequest.options:type_name -> revokd.v1.WriteOptions
 	2,  // 11: revokd.v1.WriteOptions.ack:type_name -> revokd.v1.AckLevel
-	43, // 12: revokd.v1.WriteOptions.ack_timeout:type_name -> google.protobuf.Duration
+	44, // 12: revokd.v1.WriteOptions.ack_timeout:type_name -> google.protobuf.Duration
 	4,  // 13: revokd.v1.RevokeResponse.outcome:type_name -> revokd.v1.Outcome
-	29, // 14: revokd.v1.RevokeResponse.rule:type_name -> revokd.v1.Rule
-	42, // 15: revokd.v1.RevokeResponse.usable_after:type_name -> google.protobuf.Timestamp
+	30, // 14: revokd.v1.RevokeResponse.rule:type_name -> revokd.v1.Rule
+	43, // 15: revokd.v1.RevokeResponse.usable_after:type_name -> google.protobuf.Timestamp
 	14, // 16: revokd.v1.RevokeResponse.receipt:type_name -> revokd.v1.Receipt
 	5,  // 17: revokd.v1.Receipt.durability:type_name -> revokd.v1.Durability
 	2,  // 18: revokd.v1.Receipt.ack:type_name -> revokd.v1.AckLevel
-	8,  // 19: revokd.v1.BlockRequest.match:type_name -> revokd.v1.Match
-	42, // 20: revokd.v1.BlockRequest.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 21: revokd.v1.BlockRequest.reason:type_name -> revokd.v1.Reason
-	12, // 22: revokd.v1.BlockRequest.options:type_name -> revokd.v1.WriteOptions
-	8,  // 23: revokd.v1.UnblockRequest.match:type_name -> revokd.v1.Match
-	1,  // 24: revokd.v1.UnblockRequest.reason:type_name -> revokd.v1.Reason
-	12, // 25: revokd.v1.UnblockRequest.options:type_name -> revokd.v1.WriteOptions
-	11, // 26: revokd.v1.RevokeBatchRequest.items:type_name -> revokd.v1.RevokeRequest
-	12, // 27: revokd.v1.RevokeBatchRequest.options:type_name -> revokd.v1.WriteOptions
-	19, // 28: revokd.v1.RevokeBatchResponse.results:type_name -> revokd.v1.RevokeResult
-	14, // 29: revokd.v1.RevokeBatchResponse.receipt:type_name -> revokd.v1.Receipt
-	13, // 30: revokd.v1.RevokeResult.response:type_name -> revokd.v1.RevokeResponse
-	20, // 31: revokd.v1.RevokeResult.error:type_name -> revokd.v1.ItemError
-	37, // 32: revokd.v1.ItemError.detail:type_name -> revokd.v1.ErrorDetail
-	11, // 33: revokd.v1.RevokeStreamRequest.items:type_name -> revokd.v1.RevokeRequest
-	12, // 34: revokd.v1.RevokeStreamRequest.options:type_name -> revokd.v1.WriteOptions
-	23, // 35: revokd.v1.RevokeStreamResponse.errors:type_name -> revokd.v1.IndexedError
-	14, // 36: revokd.v1.RevokeStreamResponse.receipt:type_name -> revokd.v1.Receipt
-	20, // 37: revokd.v1.IndexedError.error:type_name -> revokd.v1.ItemError
-	44, // 38: revokd.v1.CheckRequest.claims:type_name -> google.protobuf.Struct
-	3,  // 39: revokd.v1.CheckRequest.freshness:type_name -> revokd.v1.Freshness
-	43, // 40: revokd.v1.CheckRequest.max_staleness:type_name -> google.protobuf.Duration
-	24, // 41: revokd.v1.CheckBatchRequest.items:type_name -> revokd.v1.CheckRequest
-	27, // 42: revokd.v1.CheckBatchResponse.results:type_name -> revokd.v1.CheckResult
-	28, // 43: revokd.v1.CheckResult.response:type_name -> revokd.v1.CheckResponse
-	20, // 44: revokd.v1.CheckResult.error:type_name -> revokd.v1.ItemError
-	6,  // 45: revokd.v1.CheckResponse.verdict:type_name -> revokd.v1.Verdict
-	29, // 46: revokd.v1.CheckResponse.rule:type_name -> revokd.v1.Rule
-	43, // 47: revokd.v1.CheckResponse.age:type_name -> google.protobuf.Duration
-	7,  // 48: revokd.v1.Rule.kind:type_name -> revokd.v1.RuleKind
-	42, // 49: revokd.v1.Rule.issued_before:type_name -> google.protobuf.Timestamp
-	42, // 50: revokd.v1.Rule.since:type_name -> google.protobuf.Timestamp
-	42, // 51: revokd.v1.Rule.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 52: revokd.v1.Rule.reason:type_name -> revokd.v1.Reason
-	28, // 53: revokd.v1.ExplainResponse.verdict:type_name -> revokd.v1.CheckResponse
-	41, // 54: revokd.v1.ExplainResponse.steps:type_name -> revokd.v1.ExplainResponse.Step
-	5,  // 55: revokd.v1.StatusResponse.durability:type_name -> revokd.v1.Durability
-	42, // 56: revokd.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	42, // 57: revokd.v1.StatusResponse.guarded:type_name -> google.protobuf.Timestamp
-	43, // 58: revokd.v1.StatusResponse.uptime:type_name -> google.protobuf.Duration
-	34, // 59: revokd.v1.StatusResponse.journal:type_name -> revokd.v1.JournalStatus
-	33, // 60: revokd.v1.StatusResponse.replication:type_name -> revokd.v1.ReplicationStatus
-	43, // 61: revokd.v1.ReplicationStatus.quorum_age:type_name -> google.protobuf.Duration
-	43, // 62: revokd.v1.ReplicationStatus.all_age:type_name -> google.protobuf.Duration
-	43, // 63: revokd.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
-	42, // 64: revokd.v1.MintTokenRequest.iat:type_name -> google.protobuf.Timestamp
-	44, // 65: revokd.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
-	7,  // 66: revokd.v1.ExplainResponse.Step.kind:type_name -> revokd.v1.RuleKind
-	29, // 67: revokd.v1.ExplainResponse.Step.found:type_name -> revokd.v1.Rule
-	11, // 68: revokd.v1.RevocationService.Revoke:input_type -> revokd.v1.RevokeRequest
-	17, // 69: revokd.v1.RevocationService.RevokeBatch:input_type -> revokd.v1.RevokeBatchRequest
-	21, // 70: revokd.v1.RevocationService.RevokeStream:input_type -> revokd.v1.RevokeStreamRequest
-	15, // 71: revokd.v1.RevocationService.Block:input_type -> revokd.v1.BlockRequest
-	16, // 72: revokd.v1.RevocationService.Unblock:input_type -> revokd.v1.UnblockRequest
-	24, // 73: revokd.v1.RevocationService.Check:input_type -> revokd.v1.CheckRequest
-	25, // 74: revokd.v1.RevocationService.CheckBatch:input_type -> revokd.v1.CheckBatchRequest
-	24, // 75: revokd.v1.RevocationService.Explain:input_type -> revokd.v1.CheckRequest
-	31, // 76: revokd.v1.RevocationService.Status:input_type -> revokd.v1.StatusRequest
-	35, // 77: revokd.v1.DevService.MintToken:input_type -> revokd.v1.MintTokenRequest
-	13, // 78: revokd.v1.RevocationService.Revoke:output_type -> revokd.v1.RevokeResponse
-	18, // 79: revokd.v1.RevocationService.RevokeBatch:output_type -> revokd.v1.RevokeBatchResponse
-	22, // 80: revokd.v1.RevocationService.RevokeStream:output_type -> revokd.v1.RevokeStreamResponse
-	13, // 81: revokd.v1.RevocationService.Block:output_type -> revokd.v1.RevokeResponse
-	13, // 82: revokd.v1.RevocationService.Unblock:output_type -> revokd.v1.RevokeResponse
-	28, // 83: revokd.v1.RevocationService.Check:output_type -> revokd.v1.CheckResponse
-	26, // 84: revokd.v1.RevocationService.CheckBatch:output_type -> revokd.v1.CheckBatchResponse
-	30, // 85: revokd.v1.RevocationService.Explain:output_type -> revokd.v1.ExplainResponse
-	32, // 86: revokd.v1.RevocationService.Status:output_type -> revokd.v1.StatusResponse
-	36, // 87: revokd.v1.DevService.MintToken:output_type -> revokd.v1.MintTokenResponse
-	78, // [78:88] is the sub-list for method output_type
-	68, // [68:78] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	15, // 19: revokd.v1.Receipt.positions:type_name -> revokd.v1.Position
+	8,  // 20: revokd.v1.BlockRequest.match:type_name -> revokd.v1.Match
+	43, // 21: revokd.v1.BlockRequest.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 22: revokd.v1.BlockRequest.reason:type_name -> revokd.v1.Reason
+	12, // 23: revokd.v1.BlockRequest.options:type_name -> revokd.v1.WriteOptions
+	8,  // 24: revokd.v1.UnblockRequest.match:type_name -> revokd.v1.Match
+	1,  // 25: revokd.v1.UnblockRequest.reason:type_name -> revokd.v1.Reason
+	12, // 26: revokd.v1.UnblockRequest.options:type_name -> revokd.v1.WriteOptions
+	11, // 27: revokd.v1.RevokeBatchRequest.items:type_name -> revokd.v1.RevokeRequest
+	12, // 28: revokd.v1.RevokeBatchRequest.options:type_name -> revokd.v1.WriteOptions
+	20, // 29: revokd.v1.RevokeBatchResponse.results:type_name -> revokd.v1.RevokeResult
+	14, // 30: revokd.v1.RevokeBatchResponse.receipt:type_name -> revokd.v1.Receipt
+	13, // 31: revokd.v1.RevokeResult.response:type_name -> revokd.v1.RevokeResponse
+	21, // 32: revokd.v1.RevokeResult.error:type_name -> revokd.v1.ItemError
+	38, // 33: revokd.v1.ItemError.detail:type_name -> revokd.v1.ErrorDetail
+	11, // 34: revokd.v1.RevokeStreamRequest.items:type_name -> revokd.v1.RevokeRequest
+	12, // 35: revokd.v1.RevokeStreamRequest.options:type_name -> revokd.v1.WriteOptions
+	24, // 36: revokd.v1.RevokeStreamResponse.errors:type_name -> revokd.v1.IndexedError
+	14, // 37: revokd.v1.RevokeStreamResponse.receipt:type_name -> revokd.v1.Receipt
+	21, // 38: revokd.v1.IndexedError.error:type_name -> revokd.v1.ItemError
+	45, // 39: revokd.v1.CheckRequest.claims:type_name -> google.protobuf.Struct
+	3,  // 40: revokd.v1.CheckRequest.freshness:type_name -> revokd.v1.Freshness
+	44, // 41: revokd.v1.CheckRequest.max_staleness:type_name -> google.protobuf.Duration
+	25, // 42: revokd.v1.CheckBatchRequest.items:type_name -> revokd.v1.CheckRequest
+	28, // 43: revokd.v1.CheckBatchResponse.results:type_name -> revokd.v1.CheckResult
+	29, // 44: revokd.v1.CheckResult.response:type_name -> revokd.v1.CheckResponse
+	21, // 45: revokd.v1.CheckResult.error:type_name -> revokd.v1.ItemError
+	6,  // 46: revokd.v1.CheckResponse.verdict:type_name -> revokd.v1.Verdict
+	30, // 47: revokd.v1.CheckResponse.rule:type_name -> revokd.v1.Rule
+	44, // 48: revokd.v1.CheckResponse.age:type_name -> google.protobuf.Duration
+	7,  // 49: revokd.v1.Rule.kind:type_name -> revokd.v1.RuleKind
+	43, // 50: revokd.v1.Rule.issued_before:type_name -> google.protobuf.Timestamp
+	43, // 51: revokd.v1.Rule.since:type_name -> google.protobuf.Timestamp
+	43, // 52: revokd.v1.Rule.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 53: revokd.v1.Rule.reason:type_name -> revokd.v1.Reason
+	29, // 54: revokd.v1.ExplainResponse.verdict:type_name -> revokd.v1.CheckResponse
+	42, // 55: revokd.v1.ExplainResponse.steps:type_name -> revokd.v1.ExplainResponse.Step
+	5,  // 56: revokd.v1.StatusResponse.durability:type_name -> revokd.v1.Durability
+	43, // 57: revokd.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	43, // 58: revokd.v1.StatusResponse.guarded:type_name -> google.protobuf.Timestamp
+	44, // 59: revokd.v1.StatusResponse.uptime:type_name -> google.protobuf.Duration
+	35, // 60: revokd.v1.StatusResponse.journal:type_name -> revokd.v1.JournalStatus
+	34, // 61: revokd.v1.StatusResponse.replication:type_name -> revokd.v1.ReplicationStatus
+	44, // 62: revokd.v1.ReplicationStatus.quorum_age:type_name -> google.protobuf.Duration
+	44, // 63: revokd.v1.ReplicationStatus.all_age:type_name -> google.protobuf.Duration
+	44, // 64: revokd.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
+	43, // 65: revokd.v1.MintTokenRequest.iat:type_name -> google.protobuf.Timestamp
+	45, // 66: revokd.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
+	7,  // 67: revokd.v1.ExplainResponse.Step.kind:type_name -> revokd.v1.RuleKind
+	30, // 68: revokd.v1.ExplainResponse.Step.found:type_name -> revokd.v1.Rule
+	11, // 69: revokd.v1.RevocationService.Revoke:input_type -> revokd.v1.RevokeRequest
+	18, // 70: revokd.v1.RevocationService.RevokeBatch:input_type -> revokd.v1.RevokeBatchRequest
+	22, // 71: revokd.v1.RevocationService.RevokeStream:input_type -> revokd.v1.RevokeStreamRequest
+	16, // 72: revokd.v1.RevocationService.Block:input_type -> revokd.v1.BlockRequest
+	17, // 73: revokd.v1.RevocationService.Unblock:input_type -> revokd.v1.UnblockRequest
+	25, // 74: revokd.v1.RevocationService.Check:input_type -> revokd.v1.CheckRequest
+	26, // 75: revokd.v1.RevocationService.CheckBatch:input_type -> revokd.v1.CheckBatchRequest
+	25, // 76: revokd.v1.RevocationService.Explain:input_type -> revokd.v1.CheckRequest
+	32, // 77: revokd.v1.RevocationService.Status:input_type -> revokd.v1.StatusRequest
+	36, // 78: revokd.v1.DevService.MintToken:input_type -> revokd.v1.MintTokenRequest
+	13, // 79: revokd.v1.RevocationService.Revoke:output_type -> revokd.v1.RevokeResponse
+	19, // 80: revokd.v1.RevocationService.RevokeBatch:output_type -> revokd.v1.RevokeBatchResponse
+	23, // 81: revokd.v1.RevocationService.RevokeStream:output_type -> revokd.v1.RevokeStreamResponse
+	13, // 82: revokd.v1.RevocationService.Block:output_type -> revokd.v1.RevokeResponse
+	13, // 83: revokd.v1.RevocationService.Unblock:output_type -> revokd.v1.RevokeResponse
+	29, // 84: revokd.v1.RevocationService.Check:output_type -> revokd.v1.CheckResponse
+	27, // 85: revokd.v1.RevocationService.CheckBatch:output_type -> revokd.v1.CheckBatchResponse
+	31, // 86: revokd.v1.RevocationService.Explain:output_type -> revokd.v1.ExplainResponse
+	33, // 87: revokd.v1.RevocationService.Status:output_type -> revokd.v1.StatusResponse
+	37, // 88: revokd.v1.DevService.MintToken:output_type -> revokd.v1.MintTokenResponse
+	79, // [79:89] is the sub-list for method output_type
+	69, // [69:79] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_revokd_v1_revokd_proto_init() }
@@ -3231,7 +3298,7 @@ func file_revokd_v1_revokd_proto_init() {
 		(*RevokeRequest_Token)(nil),
 		(*RevokeRequest_Match)(nil),
 	}
-	file_revokd_v1_revokd_proto_msgTypes[16].OneofWrappers = []any{
+	file_revokd_v1_revokd_proto_msgTypes[17].OneofWrappers = []any{
 		(*CheckRequest_Token)(nil),
 		(*CheckRequest_Claims)(nil),
 		(*CheckRequest_Payload)(nil),
@@ -3242,7 +3309,7 @@ func file_revokd_v1_revokd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_revokd_v1_revokd_proto_rawDesc), len(file_revokd_v1_revokd_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -141,7 +141,7 @@ type ClusterServiceClient interface {
 	ChangeVoters(context.Context, *connect.Request[v1.ChangeVotersRequest]) (*connect.Response[v1.ChangeVotersResponse], error)
 	// GossipKeys lists or changes the keys of the gossip on this node and, unless told otherwise, on all others.
 	GossipKeys(context.Context, *connect.Request[v1.GossipKeysRequest]) (*connect.Response[v1.GossipKeysResponse], error)
-	// Identity hands the secrets of the cluster to a node that joins it. Only other nodes may call it.
+	// Identity hands what a replica needs besides the records to one that may have it: the fingerprint key and the policy.
 	Identity(context.Context, *connect.Request[v1.IdentityRequest]) (*connect.Response[v1.IdentityResponse], error)
 }
 
@@ -248,7 +248,7 @@ type ClusterServiceHandler interface {
 	ChangeVoters(context.Context, *connect.Request[v1.ChangeVotersRequest]) (*connect.Response[v1.ChangeVotersResponse], error)
 	// GossipKeys lists or changes the keys of the gossip on this node and, unless told otherwise, on all others.
 	GossipKeys(context.Context, *connect.Request[v1.GossipKeysRequest]) (*connect.Response[v1.GossipKeysResponse], error)
-	// Identity hands the secrets of the cluster to a node that joins it. Only other nodes may call it.
+	// Identity hands what a replica needs besides the records to one that may have it: the fingerprint key and the policy.
 	Identity(context.Context, *connect.Request[v1.IdentityRequest]) (*connect.Response[v1.IdentityResponse], error)
 }
 

@@ -34,9 +34,13 @@ fuzz: ## every fuzz target, FACTOR times as long as in CI (default 10)
 crash: ## kill -9 loop on the real process, REVOKD_CRASH_ROUNDS rounds (default 300)
 	REVOKD_CRASH_ROUNDS=$${REVOKD_CRASH_ROUNDS:-300} go test -count=1 -timeout 20m -run 'TestCrashLoop' -v ./internal/e2e
 
+.PHONY: crashes
+crashes: ## every crash of recorded histories of the journal, FACTOR times as many as in CI (default 10)
+	REVOKD_CRASH_FACTOR=$${FACTOR:-10} go test -count=1 -timeout 60m -run 'TestCrashes' -v ./journal
+
 .PHONY: bench
 bench: ## benchmarks of the packages, in the format of benchstat
-	go test -run '^$$' -bench . -benchmem -timeout 60m ./revocation ./ttlstore ./bloom ./journal ./token
+	go test -run '^$$' -bench . -benchmem -timeout 60m ./revocation ./ttlstore ./bloom ./journal ./token ./node
 
 .PHONY: generate
 generate: ## the code that is generated from proto/

@@ -101,6 +101,7 @@ func (p *Pending) hash() {
 				}
 				f := base.xor(e.tweak)
 				p.probes[p.n].Key = ttlstore.Key{Hi: f.Hi, Lo: f.Lo}
+				p.table.store.Announce(p.probes[p.n].Key)
 				p.asked[p.n] = asked{e, p.elem}
 				p.n++
 				p.used++

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"math/bits"
 )
 
 // Key is the secret of a cluster under which fingerprints are made. All its nodes and clients share
@@ -52,10 +53,10 @@ func tweak(s Shape, group Class) Fingerprint {
 	return Fingerprint{binary.BigEndian.Uint64(sum[:8]), binary.BigEndian.Uint64(sum[8:16])}
 }
 
-// Sizes of the values in the PRF's input: small covers every usual token, large the limits.
+// Words of the values in the PRF's input: small covers every usual token, large the limits.
 const (
-	smallInput = 160
-	largeInput = maxShapeNames * (3 + MaxValueBytes)
+	smallWords = 20
+	largeWords = (maxShapeNames*(3+MaxValueBytes) + 7) / 8
 )
 
 // hash returns the fingerprint of values, which are scalar, under a state behind their names; the tweak is still to be added.
@@ -64,32 +65,86 @@ func (s sip) hash(values []*Value) Fingerprint {
 	for _, v := range values {
 		size += 3 + max(8, len(v.s))
 	}
-	if size > smallInput {
+	if size >= smallWords*8 {
 		return s.hashLarge(values)
 	}
-	var buf [smallInput]byte
-	return s.sum(prefixSize, appendValues(buf[:0], values))
+	var words [smallWords]uint64
+	n, last := pack(words[:], values)
+	return s.sum(words[:n], last)
 }
 
 // hashLarge keeps the large buffer out of the usual frame.
 //
 //go:noinline
 func (s sip) hashLarge(values []*Value) Fingerprint {
-	var buf [largeInput]byte
-	return s.sum(prefixSize, appendValues(buf[:0], values))
+	var words [largeWords]uint64
+	n, last := pack(words[:], values)
+	return s.sum(words[:n], last)
 }
 
-func appendValues(b []byte, values []*Value) []byte {
+// pack writes type, length and value of each as words: n whole ones, and the last one, which is not full and whose highest byte is the
+// length of all, the names included. It moves words and not bytes: bytes that are read again as words at once stall the processor.
+func pack(words []uint64, values []*Value) (n int, last uint64) {
+	var rest uint64 // what is not a whole word yet
+	var used uint   // bits of it
+	size := prefixSize
 	for _, v := range values {
-		if v.kind == KindString {
-			b = append(b, byte(KindString), byte(len(v.s)>>8), byte(len(v.s)))
-			b = append(b, v.s...)
+		text := v.s
+		length := len(text)
+		if v.kind != KindString {
+			length = 8
+		}
+		size += 3 + length
+		// Three bytes: type and length, which is big-endian.
+		w := uint64(v.kind) | uint64(length>>8)<<8 | uint64(length&0xff)<<16
+		rest |= w << (used & 63)
+		if used += 24; used >= 64 {
+			words[n] = rest
+			n++
+			used -= 64
+			rest = w >> ((24 - used) & 63)
+		}
+		if v.kind != KindString {
+			w = bits.ReverseBytes64(uint64(v.n))
+			words[n] = rest | w<<(used&63)
+			n++
+			rest = w >> 1 >> ((63 - used) & 63)
 			continue
 		}
-		b = append(b, byte(v.kind), 0, 8)
-		b = binary.BigEndian.AppendUint64(b, uint64(v.n))
+		for i := 0; i+8 <= length; i += 8 {
+			w = word(text[i:])
+			words[n] = rest | w<<(used&63)
+			n++
+			rest = w >> 1 >> ((63 - used) & 63)
+		}
+		tail := uint(length&7) * 8
+		switch {
+		case tail == 0:
+			continue
+		case length >= 8:
+			w = word(text[length-8:]) >> ((64 - tail) & 63)
+		default:
+			w = 0
+			for i := range length {
+				w |= uint64(text[i]) << (8 * i & 63)
+			}
+		}
+		rest |= w << (used & 63)
+		if used += tail; used >= 64 {
+			words[n] = rest
+			n++
+			used -= 64
+			rest = w >> ((tail - used) & 63)
+		}
 	}
-	return b
+	return n, rest | uint64(size)<<56
+}
+
+// word reads eight bytes, little-endian.
+func word(s string) uint64 {
+	_ = s[7]
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 }
 
 // fingerprint returns the fingerprint of a match under a rule of that class and shape.

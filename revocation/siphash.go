@@ -29,19 +29,14 @@ func (s *sip) word(m uint64) {
 	s.v0 ^= m
 }
 
-// sum returns the hash of a message whose first taken bytes (whole words) are in s and whose rest is b.
-func (s sip) sum(taken int, b []byte) Fingerprint {
-	last := uint64(taken+len(b)) << 56
+// sum returns the hash of a message of which whole words are in s already; more whole words follow, and the last one.
+func (s sip) sum(words []uint64, last uint64) Fingerprint {
 	v0, v1, v2, v3 := s.v0, s.v1, s.v2, s.v3
-	for ; len(b) >= 8; b = b[8:] {
-		m := binary.LittleEndian.Uint64(b)
+	for _, m := range words {
 		v3 ^= m
 		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
 		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
 		v0 ^= m
-	}
-	for i, c := range b {
-		last |= uint64(c) << (8 * i)
 	}
 	v3 ^= last
 	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)

@@ -151,71 +151,107 @@ func BenchmarkBatch128(b *testing.B) {
 	})
 }
 
-// BenchmarkUnderWrites measures single negative lookups, median and 99th percentile, while writers work at a rate, and while
-// sweeps and rebuilds go on without a pause.
+// BenchmarkUnderWrites measures single lookups, median and 99th percentile, while writers work at a rate, what they wrote expires and
+// is swept, and filters are rebuilt without a pause.
 func BenchmarkUnderWrites(b *testing.B) {
 	eachSize(b, func(b *testing.B, n int) {
 		s := filled(b, n)
-		keys := misses()
 		for _, c := range []struct {
-			name   string
-			writes int // a second
-			sweeps bool
-		}{{"0", 0, false}, {"10k", 10_000, false}, {"100k", 100_000, false}, {"rebuilds", 0, true}} {
-			b.Run(c.name, func(b *testing.B) {
-				var wg sync.WaitGroup
-				done := make(chan struct{})
-				if c.writes > 0 {
-					wg.Go(func() { writeAt(s, c.writes, done) })
+			name     string
+			writes   int // a second
+			rebuilds bool
+		}{{"0", 0, false}, {"10k", 10_000, true}, {"100k", 100_000, true}, {"rebuilds", 0, true}} {
+			for _, there := range []bool{false, true} {
+				name, keys := c.name+"/miss", misses()
+				if there {
+					name, keys = c.name+"/hit", hits(n)
 				}
-				if c.sweeps {
-					wg.Go(func() { rebuildAll(s, done) })
-				}
-				var h [4096]int // ns
-				i := 0
-				for b.Loop() {
-					began := time.Now()
-					s.Has(keys[i&(probes-1)], 1)
-					h[min(len(h)-1, int(time.Since(began)))]++
-					i++
-				}
-				close(done)
-				wg.Wait()
-				b.ReportMetric(quantile(h[:], 0.5), "p50-ns")
-				b.ReportMetric(quantile(h[:], 0.99), "p99-ns")
-			})
+				b.Run(name, func(b *testing.B) {
+					var wg sync.WaitGroup
+					var now, written, rebuilt atomic.Int64
+					now.Store(1)
+					done := make(chan struct{})
+					before := s.Stats()
+					if c.writes > 0 {
+						wg.Go(func() { writeAt(b, s, c.writes, &now, &written, done) })
+					}
+					if c.rebuilds {
+						wg.Go(func() { rebuildAll(s, &now, &rebuilt, done) })
+					}
+					var h [4096]int // ns
+					i := 0
+					b.ReportAllocs()
+					for b.Loop() {
+						began := time.Now()
+						has := s.Has(keys[i&(probes-1)], 1)
+						h[min(len(h)-1, int(time.Since(began)))]++
+						if has != there {
+							b.Fatal("wrong answer")
+						}
+						i++
+					}
+					elapsed := b.Elapsed()
+					close(done)
+					wg.Wait()
+					b.ReportMetric(quantile(h[:], 0.5), "p50-ns")
+					b.ReportMetric(quantile(h[:], 0.99), "p99-ns")
+					if elapsed < time.Second {
+						return // a trial run
+					}
+					expired := s.Stats().Expired - before.Expired
+					if c.writes > 0 {
+						b.ReportMetric(float64(written.Load())/elapsed.Seconds(), "writes/s")
+						b.ReportMetric(float64(expired), "expired")
+					}
+					if c.rebuilds {
+						b.ReportMetric(float64(rebuilt.Load()), "rebuilds")
+					}
+					if c.writes > 0 && expired == 0 || c.rebuilds && rebuilt.Load() == 0 {
+						b.Fatalf("%d expired, %d rebuilds: nothing to disturb a lookup", expired, rebuilt.Load())
+					}
+				})
+			}
 		}
 	})
 }
 
-// writeAt puts and expires items at a rate until done.
-func writeAt(s *Store, perSecond int, done chan struct{}) {
+// writeAt puts items at a rate, by the time that has passed. now advances by one each tenth of a second, up to the deadline of the items that
+// fill the store, and what is written lives until the next.
+func writeAt(b *testing.B, s *Store, perSecond int, now, written *atomic.Int64, done chan struct{}) {
 	t := time.NewTicker(time.Millisecond)
 	defer t.Stop()
-	for i := 1 << 41; ; {
+	began := time.Now()
+	for i := rand.IntN(1<<60) | 1<<41; ; {
 		select {
 		case <-done:
 			return
 		case <-t.C:
-			for range perSecond / 1000 {
-				_ = put(s, key(i), 2, 1, false, 0)
-				i++
+		}
+		passed := time.Since(began)
+		at := min(1000, 1+passed.Milliseconds()/100)
+		now.Store(at)
+		for ; written.Load() < int64(passed.Seconds()*float64(perSecond)); written.Add(1) {
+			if err := put(s, key(i), uint32(at)+1, uint32(at), false, 0); err != nil {
+				b.Error(err)
+				return
 			}
+			i++
 		}
 	}
 }
 
-func rebuildAll(s *Store, done chan struct{}) {
+func rebuildAll(s *Store, now, rebuilt *atomic.Int64, done chan struct{}) {
 	for n := 0; ; n = (n + 1) % len(s.shards) {
 		select {
 		case <-done:
 			return
 		default:
+			s.SweepShard(n, uint32(now.Load()))
 			sh := &s.shards[n]
 			sh.mu.Lock()
 			_ = s.rebuild(n, sh, s.tables[n].Load().buckets)
 			sh.mu.Unlock()
-			s.SweepShard(n, 1)
+			rebuilt.Add(1)
 			if s.memory.wantsGC() {
 				runtime.GC()
 			}

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/revokd/revokd/bloom"
 )
@@ -79,7 +80,7 @@ type Store struct {
 	cfg    Config
 	shift  uint // of a key's high half, to the number of its shard
 	memory memory
-	tables []atomic.Pointer[table] // what readers use, by shard
+	tables []place // what readers use, by shard
 	shards []shard
 
 	items  atomic.Int64
@@ -109,7 +110,7 @@ func New(cfg Config) (*Store, error) {
 	}
 	s := &Store{
 		cfg: cfg, shift: uint(64 - bits.TrailingZeros(uint(cfg.Shards))),
-		tables: make([]atomic.Pointer[table], cfg.Shards), shards: make([]shard, cfg.Shards),
+		tables: make([]place, cfg.Shards), shards: make([]shard, cfg.Shards),
 	}
 	s.memory.init(cfg.MaxBytes, cfg.Heap)
 	for i := range s.tables {
@@ -117,7 +118,7 @@ func New(cfg Config) (*Store, error) {
 		if err != nil {
 			return nil, errors.Join(err, s.memory.close())
 		}
-		s.tables[i].Store(t)
+		s.tables[i].set(t)
 		s.shards[i].soonest = ^uint32(0)
 	}
 	return s, nil
@@ -169,26 +170,46 @@ func (s *Store) find(n int, t *table, k Key) (Item, bool) {
 	return it, slot >= 0
 }
 
+// place is where a shard's table is. filter and lines repeat what the table says, so that both are requested at once. They
+// are a hint and may belong to the table before or after: nobody reads what filter points to but by way of the table.
+type place struct {
+	table  atomic.Pointer[table]
+	filter atomic.Uintptr
+	lines  atomic.Uint64
+	_      uint64 // two places lie in a cache line
+}
+
+func (p *place) Load() *table { return p.table.Load() }
+
+func (p *place) set(t *table) {
+	p.table.Store(t)
+	p.filter.Store(uintptr(unsafe.Pointer(unsafe.SliceData(t.filter))))
+	p.lines.Store(t.lines)
+}
+
 // Probe is a lookup whose memory is on its way: see [Store.Prepare].
 type Probe struct {
 	Key   Key
 	table *table
-	sink  uint64 // keeps the load that Prepare is for
+	line  uintptr // of the filter; a hint
 }
 
-// Prepare requests the memory that looking up the probes' keys needs first. It goes over them several times, so that the
-// requests of all of them are under way together.
+// Announce requests what Prepare will read for a key. It does not wait: the next key can be made meanwhile.
+func (s *Store) Announce(k Key) {
+	at := uintptr(unsafe.Pointer(&s.tables[s.shardOf(k)]))
+	prefetch(at, at)
+}
+
+// Prepare requests the memory that looking up the probes' keys needs first, all of it together, and does not wait for it.
 func (s *Store) Prepare(probes []Probe) {
 	for i := range probes {
-		probes[i].table = s.tables[s.shardOf(probes[i].Key)].Load()
+		p := &probes[i]
+		at := &s.tables[s.shardOf(p.Key)]
+		p.table = at.Load()
+		p.line = at.filter.Load() + uintptr(bloom.SegmentIndex(p.Key.Lo, at.lines.Load()))*8
 	}
 	for i := range probes {
-		p := &probes[i]
-		p.sink = bloom.SegmentIndex(p.Key.Lo, p.table.lines)
-	}
-	for i := range probes {
-		p := &probes[i]
-		p.sink = atomic.LoadUint64(&p.table.filter[p.sink])
+		prefetch(uintptr(unsafe.Pointer(probes[i].table)), probes[i].line)
 	}
 }
 
@@ -320,7 +341,7 @@ func (s *Store) place(n int, sh *shard, now uint32) (uint32, error) {
 		}
 		grown := *t // shares slots and filter
 		grown.chunks = append(t.chunks[:len(t.chunks):cap(t.chunks)], (*chunk)(c))
-		s.tables[n].Store(&grown)
+		s.tables[n].set(&grown)
 	}
 	sh.next++
 	return sh.next - 1, nil
@@ -360,7 +381,7 @@ func (s *Store) rebuild(n int, sh *shard, buckets uint64) error {
 		}
 	}
 	sh.stale = 0
-	s.tables[n].Store(t)
+	s.tables[n].set(t)
 	s.memory.retire(old.block)
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"connectrpc.com/connect"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 )
 
 // TestGRPC talks to the real program with Google's gRPC implementation, which shares no code with the node's.
@@ -59,6 +61,54 @@ func TestGRPC(t *testing.T) {
 	}
 	if detail, ok := st.Details()[0].(*revokdv1.ErrorDetail); !ok || detail.GetField() != "token" {
 		t.Errorf("detail %v", st.Details()[0])
+	}
+}
+
+// TestGRPCGenerated makes the same calls with the client that is generated into proto/, speaking gRPC.
+func TestGRPCGenerated(t *testing.T) {
+	p, _ := newNode(t, "").start(t)
+	web := h2c(t)
+	svc := revokdv1connect.NewRevocationServiceClient(web, p.URL, connect.WithGRPC())
+	minted, err := revokdv1connect.NewDevServiceClient(web, p.URL, connect.WithGRPC()).MintToken(t.Context(), connect.NewRequest(&revokdv1.MintTokenRequest{Sub: "alice"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := minted.Msg.GetToken()
+	verdict := func() revokdv1.Verdict {
+		t.Helper()
+		res, err := svc.Check(t.Context(), connect.NewRequest(&revokdv1.CheckRequest{Subject: &revokdv1.CheckRequest_Token{Token: raw}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if typ := res.Header().Get("Content-Type"); !strings.HasPrefix(typ, "application/grpc") {
+			t.Fatalf("the answer is %q", typ)
+		}
+		return res.Msg.GetVerdict()
+	}
+	if v := verdict(); v != revokdv1.Verdict_VERDICT_ACTIVE {
+		t.Errorf("%v before", v)
+	}
+	revoke := func(raw string) (*connect.Response[revokdv1.RevokeResponse], error) {
+		return svc.Revoke(t.Context(), connect.NewRequest(&revokdv1.RevokeRequest{Target: &revokdv1.RevokeRequest_Token{Token: raw}}))
+	}
+	revoked, err := revoke(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := revoked.Msg; m.GetOutcome() != revokdv1.Outcome_OUTCOME_REVOKED || m.GetReceipt().GetDurability() != revokdv1.Durability_DURABILITY_DISK {
+		t.Errorf("%v", m)
+	}
+	if v := verdict(); v != revokdv1.Verdict_VERDICT_REVOKED {
+		t.Errorf("%v after", v)
+	}
+
+	_, err = revoke("a.b.c")
+	coded := new(connect.Error)
+	if !errors.As(err, &coded) || coded.Code() != connect.CodeInvalidArgument || len(coded.Details()) == 0 {
+		t.Fatalf("%v", err)
+	}
+	if detail, err := coded.Details()[0].Value(); err != nil || detail.(*revokdv1.ErrorDetail).GetField() != "token" {
+		t.Errorf("detail %v, %v", detail, err)
 	}
 }
 

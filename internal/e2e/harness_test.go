@@ -95,9 +95,14 @@ func (n *node) start(t *testing.T) (*e2e.Process, revokdv1connect.RevocationServ
 // client speaks HTTP/2 without TLS.
 func client(t *testing.T, url string) revokdv1connect.RevocationServiceClient {
 	t.Helper()
+	return revokdv1connect.NewRevocationServiceClient(h2c(t), url, connect.WithReadMaxBytes(16<<20))
+}
+
+func h2c(t *testing.T) *http.Client {
+	t.Helper()
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	transport := &http.Transport{Protocols: protocols}
 	t.Cleanup(transport.CloseIdleConnections)
-	return revokdv1connect.NewRevocationServiceClient(&http.Client{Transport: transport}, url, connect.WithReadMaxBytes(16<<20))
+	return &http.Client{Transport: transport}
 }

@@ -160,5 +160,11 @@ func (k Key) fingerprint(m Match, s Shape, class Class) Fingerprint {
 func (k Key) Digest() func(*[RecordSize]byte) uint64 {
 	sum := sha256.Sum256(append([]byte("revokd digest\x00"), k[:]...))
 	s := newSip(Key(sum[:16]))
-	return func(b *[RecordSize]byte) uint64 { return s.sum(0, b[:]).Lo }
+	return func(b *[RecordSize]byte) uint64 {
+		var words [RecordSize / 8]uint64
+		for i := range words {
+			words[i] = binary.LittleEndian.Uint64(b[8*i:])
+		}
+		return s.sum(words[:], RecordSize<<56).Lo
+	}
 }

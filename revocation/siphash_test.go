@@ -1,6 +1,7 @@
 package revocation
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"strings"
 	"testing"
@@ -40,6 +41,16 @@ func TestSipHashLikeLibrary(t *testing.T) {
 			t.Fatalf("hash of %d bytes = %x, the library says %x %x", len(input), got, hi, lo)
 		}
 	})
+}
+
+// The digest of a record is the same PRF under a key of its own.
+func TestDigestLikeLibrary(t *testing.T) {
+	key := sha256.Sum256(append([]byte("revokd digest\x00"), testKey[:]...))
+	record := [RecordSize]byte{0: 1, 9: 2, RecordSize - 1: 3}
+	_, lo := siphash.Hash128(binary.LittleEndian.Uint64(key[:8]), binary.LittleEndian.Uint64(key[8:16]), record[:])
+	if got := testKey.Digest()(&record); got != lo {
+		t.Errorf("%x, the library says %x", got, lo)
+	}
 }
 
 func BenchmarkSipHash(b *testing.B) {

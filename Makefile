@@ -38,6 +38,10 @@ crash: ## kill -9 loop on the real process, REVOKD_CRASH_ROUNDS rounds (default 
 crashes: ## every crash of recorded histories of the journal, FACTOR times as many as in CI (default 10)
 	REVOKD_CRASH_FACTOR=$${FACTOR:-10} go test -count=1 -timeout 60m -run 'TestCrashes' -v ./journal
 
+.PHONY: partitions
+partitions: ## a cluster in network namespaces: cuts and loss, REVOKD_PARTITION_SECONDS each (default 60); root, iproute2, nftables
+	REVOKD_PARTITION_SECONDS=$${REVOKD_PARTITION_SECONDS:-60} go test -count=1 -timeout 20m -run 'TestPartitions|TestStrangers' -v ./internal/e2e
+
 .PHONY: bench
 bench: ## benchmarks of the packages, in the format of benchstat
 	go test -run '^$$' -bench . -benchmem -timeout 60m ./revocation ./ttlstore ./bloom ./journal ./token ./node

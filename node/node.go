@@ -341,31 +341,38 @@ func (n *Node) Check(c *revocation.Claims) revocation.Verdict { return n.CheckFr
 
 // CheckFresh is Check with options.
 func (n *Node) CheckFresh(c *revocation.Claims, o CheckOptions) revocation.Verdict {
-	return n.judge(n.table.Check(c, n.now.Load()), o)
+	f := n.fresh.Load() // before the table is read: what the view is said to hold has been in it then
+	return n.judge(n.table.Check(c, n.now.Load()), f, o)
 }
 
 // Begin starts a check before the token's signature has been verified, and [Node.End] finishes it afterwards: most of its cost is waiting for
 // memory. It finds what was in force when it began. p belongs to the caller's goroutine and may be used again.
-func (n *Node) Begin(c *revocation.Claims, p *revocation.Pending) { n.table.Begin(c, n.now.Load(), p) }
+func (n *Node) Begin(c *revocation.Claims, p *revocation.Pending) {
+	p.Mark = n.fresh.Load()
+	n.table.Begin(c, n.now.Load(), p)
+}
 
 // End finishes a check that Begin started.
-func (n *Node) End(p *revocation.Pending) revocation.Verdict { return n.judge(p.End(), CheckOptions{}) }
+func (n *Node) End(p *revocation.Pending) revocation.Verdict {
+	f, _ := p.Mark.(*view.Freshness)
+	return n.judge(p.End(), f, CheckOptions{})
+}
 
 // Explain answers like Check and tells every shape that was tried and what it found. It allocates.
 func (n *Node) Explain(c *revocation.Claims) (revocation.Verdict, []revocation.Step) {
+	f := n.fresh.Load()
 	v, steps := n.table.Explain(c, n.now.Load())
-	return n.judge(v, CheckOptions{}), steps
+	return n.judge(v, f, CheckOptions{}), steps
 }
 
 // judge withholds Active from a view that is not complete, or older than asked for. Revoked holds even then.
-func (n *Node) judge(v revocation.Verdict, o CheckOptions) revocation.Verdict {
+func (n *Node) judge(v revocation.Verdict, f *view.Freshness, o CheckOptions) revocation.Verdict {
 	if !n.complete.Load() {
 		if v.Status == revocation.Active {
 			return revocation.Verdict{Cause: revocation.CauseNotReady}
 		}
 		return v
 	}
-	f := n.fresh.Load()
 	if f == nil { // a lone node: its view has no age
 		return v
 	}

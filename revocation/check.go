@@ -9,6 +9,9 @@ const maxPending = 12
 // Pending is a check that has begun: its fingerprints are made and the memory they need is on its way. It
 // belongs to one goroutine; the zero value is ready for [Table.Begin], and a Pending may be used again.
 type Pending struct {
+	// Mark is the caller's own: it stays what it was at Begin.
+	Mark any
+
 	table  *Table
 	view   *view
 	claims *Claims

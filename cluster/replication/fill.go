@@ -76,7 +76,7 @@ func (w *writer) origin(o *origin) {
 
 // fillVoters writes under which configuration this replica acknowledges from here on.
 func (r *Replica) fillVoters(w *writer, p *peer) {
-	if p.toldHash == r.voters.Hash && p.toldVotes == r.votes {
+	if r.cfg.Client || p.toldHash == r.voters.Hash && p.toldVotes == r.votes {
 		return
 	}
 	p.toldHash, p.toldVotes = r.voters.Hash, r.votes

@@ -10,6 +10,9 @@ var imports = map[string]string{
 	"internal/devissuer":       "token revocation",
 	"internal/pki":             "internal/atomicfile internal/clock",
 
+	// In other programs
+	"client": "cluster/replication internal/clock internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
+
 	// Process
 	"node": "cluster cluster/replication cluster/voters internal/clock internal/view journal revocation ttlstore",
 
@@ -76,14 +79,14 @@ type library struct {
 
 // libraries are the direct dependencies. An entry is a decision: its code runs in front of a login.
 var libraries = []library{
-	{"connectrpc.com/connect", "Apache-2.0", "the API as gRPC and JSON on one port", "internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1/revokdv1connect"},
+	{"connectrpc.com/connect", "Apache-2.0", "the API as gRPC and JSON on one port", "client internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1/revokdv1connect"},
 	{"connectrpc.com/grpchealth", "Apache-2.0", "the health service that gRPC clients ask", "internal/api"},
 	{"connectrpc.com/grpcreflect", "Apache-2.0", "lets grpcurl list the API", "internal/api"},
 	{"github.com/MicahParks/jwkset", "Apache-2.0", "JSON web keys", "token internal/devissuer"},
 	{"github.com/bits-and-blooms/bloom/v3", "BSD-2-Clause", "sizes of filters, and the layout that other languages read", "bloom"},
 	{"github.com/dchest/siphash", "CC0-1.0", "SipHash-128, against which tests hold our own", ""},
 	{"github.com/golang-jwt/jwt/v5", "MIT", "parses and verifies tokens", "token internal/devissuer"},
-	{"github.com/hashicorp/go-hclog", "MIT", "logs", "cmd/revokd internal/app internal/api internal/pki token node journal cluster"},
+	{"github.com/hashicorp/go-hclog", "MIT", "logs", "client cmd/revokd internal/app internal/api internal/pki token node journal cluster"},
 	{"github.com/hashicorp/go-msgpack/v2", "MIT", "decodes memberlist's messages as memberlist does, to see what may pass", "cluster"},
 	{"github.com/hashicorp/memberlist", "MPL-2.0", "membership and failure detection", "cluster"},
 	{"github.com/mattn/go-isatty", "MIT", "whether a person or a program reads the output", "cmd/revokd"},
@@ -97,6 +100,6 @@ var libraries = []library{
 	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys", "token"},
 	{"google.golang.org/genproto/googleapis/rpc", "Apache-2.0", "details of gRPC errors, in tests", ""},
 	{"google.golang.org/grpc", "Apache-2.0", "the client that most programs use, in tests", ""},
-	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1"},
+	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "client internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1"},
 	{"pgregory.net/rapid", "MPL-2.0", "property tests", ""},
 }

@@ -1,0 +1,329 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/internal/view"
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
+	"github.com/revokd/revokd/revocation"
+	"github.com/revokd/revokd/ttlstore"
+)
+
+// Sentinels: one for each decision a caller can take.
+var (
+	// ErrConfig: the configuration cannot be used.
+	ErrConfig = errors.New("client: invalid configuration")
+	// ErrRevoked: the token is revoked: answer 401.
+	ErrRevoked = errors.New("client: the token is revoked")
+	// ErrUnknown: nobody can say whether the token is revoked: answer 503, not 401.
+	ErrUnknown = errors.New("client: whether the token is revoked is unknown")
+	// ErrUnavailable: no node answered.
+	ErrUnavailable = errors.New("client: no node answered")
+	// ErrNotConfirmed: a write is durable on the node that took it, but fewer voters than asked for confirmed it in time; the receipt says who.
+	ErrNotConfirmed = errors.New("client: fewer nodes than asked for have confirmed the write in time")
+	// ErrClosed: the client was closed.
+	ErrClosed = errors.New("client: closed")
+	// ErrKeyChanged: the cluster has another fingerprint key than the one this replica was made with: open another one.
+	ErrKeyChanged = errors.New("client: the cluster has another fingerprint key")
+)
+
+// Freshness says of which voters the view must be fresh.
+type Freshness uint8
+
+// The levels. The zero Freshness is Quorum.
+const (
+	Quorum Freshness = iota // a majority
+	All
+	Any // whatever the age
+)
+
+// Config of a [Client]. Zero fields mean the defaults.
+type Config struct {
+	// Addrs of the API of nodes: host:port, or dns+name:port for all addresses of a name, resolved anew each time. Required.
+	Addrs []string
+	// TLS is required beyond loopback: see LoadTLS. Nil: none.
+	TLS *tls.Config
+	// Name of this replica in the lists of nodes; default the host's name and a random part.
+	Name string
+
+	Freshness    Freshness
+	MaxStaleness time.Duration // default 30 s
+	OnUnknown    Policy        // default Deny
+	ProbeEvery   time.Duration // how often the node is asked what it holds; default 1 s, at most MaxStaleness/3
+
+	// Store limits the replica's memory.
+	Store ttlstore.Config
+	// Backoff bounds the pause before another node is tried; default 100 ms to 5 s, with jitter.
+	MinBackoff, MaxBackoff time.Duration
+
+	Logger hclog.Logger // nil: none
+
+	clock clock.Clock // of tests
+}
+
+func (c *Config) validate() error {
+	if len(c.Addrs) == 0 || len(c.Addrs) > 64 {
+		return fmt.Errorf("%w: Addrs: 1 to 64 addresses", ErrConfig)
+	}
+	for _, a := range c.Addrs {
+		if _, _, err := net.SplitHostPort(strings.TrimPrefix(a, "dns+")); err != nil {
+			return fmt.Errorf("%w: Addrs: want host:port or dns+name:port", ErrConfig)
+		}
+	}
+	if c.MaxStaleness < 0 || c.ProbeEvery < 0 || c.MinBackoff < 0 || c.MaxBackoff < 0 || c.Freshness > Any {
+		return fmt.Errorf("%w: a limit is out of range", ErrConfig)
+	}
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.MaxStaleness, 30*time.Second)
+	def(&c.ProbeEvery, time.Second)
+	c.ProbeEvery = min(c.ProbeEvery, max(c.MaxStaleness/3, time.Millisecond))
+	def(&c.MinBackoff, 100*time.Millisecond)
+	def(&c.MaxBackoff, 5*time.Second)
+	c.MaxBackoff = max(c.MaxBackoff, c.MinBackoff)
+	if c.Name == "" {
+		var b [4]byte
+		rand.Read(b[:])
+		host, _ := os.Hostname()
+		c.Name = fmt.Sprintf("%.48s-%s", host, hex.EncodeToString(b[:]))
+	}
+	if len(c.Name) > 64 {
+		return fmt.Errorf("%w: Name: 1 to 64 bytes", ErrConfig)
+	}
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	if c.clock == nil {
+		c.clock = clock.System()
+	}
+	return nil
+}
+
+// Client is a replica. See the package comment.
+type Client struct {
+	cfg  Config
+	log  hclog.Logger
+	http *http.Client
+
+	table *revocation.Table
+	key   revocation.Key
+	fresh atomic.Pointer[view.Freshness]
+	now   atomic.Int64 // guarded time, Unix milliseconds
+	ready atomic.Bool  // level with a node once
+
+	stop  context.CancelFunc
+	ended sync.WaitGroup
+
+	mu        sync.Mutex // guards what follows
+	core      *replication.Replica
+	stream    *stream // nil: not connected
+	lastPeer  replication.PeerID
+	node      string // address of the node in use
+	connected time.Time
+	sessions  uint64
+	bytesIn   uint64
+	lastError error
+	guarded   int64 // of the node, and when it said so
+	guardedAt time.Duration
+	reached   *sync.Cond // what is held, or the state of the session, has changed
+	closed    bool
+}
+
+// Open connects to a node, takes the key and the policy from it and begins to copy. It returns when ctx ends or the
+// replica exists; see [Client.Ready] for when it can answer Active. Errors match [ErrConfig] or [ErrUnavailable].
+func Open(ctx context.Context, cfg Config) (*Client, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(cfg.TLS)}
+	c.reached = sync.NewCond(&c.mu)
+	c.fresh.Store(&view.Freshness{})
+	identity, err := c.identify(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.begin(identity); err != nil {
+		return nil, err
+	}
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	c.stop = stop
+	c.ended.Go(func() { c.follow(run) })
+	c.ended.Go(func() { c.tick(run) })
+	return c, nil
+}
+
+// Close ends the replica and returns when everything that Open has started has ended. Checks must not be under way or begin.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	c.reached.Broadcast()
+	c.mu.Unlock()
+	c.stop()
+	c.ended.Wait()
+	c.http.CloseIdleConnections()
+	return c.table.Close()
+}
+
+// identify asks nodes in turn for what a replica needs, until one answers or ctx ends.
+func (c *Client) identify(ctx context.Context) (*revokdv1.IdentityResponse, error) {
+	var errs error
+	for attempt := 0; ; attempt++ {
+		errs = nil
+		for _, addr := range c.addresses(ctx) {
+			callCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			res, err := c.clusterService(addr).Identity(callCtx, connect.NewRequest(&revokdv1.IdentityRequest{}))
+			cancel()
+			if err == nil {
+				return res.Msg, nil
+			}
+			errs = errors.Join(errs, fmt.Errorf("%s: %w", addr, err))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(ctx.Err(), errs))
+		case <-time.After(c.backoff(attempt)):
+		}
+	}
+}
+
+// begin makes the table and the state machine.
+func (c *Client) begin(identity *revokdv1.IdentityResponse) error {
+	var policy revocation.Policy
+	if copy(c.key[:], identity.GetFingerprintKey()) != len(c.key) || len(identity.GetFingerprintKey()) != len(c.key) {
+		return fmt.Errorf("%w: the node has told no fingerprint key", ErrUnavailable)
+	}
+	if err := json.Unmarshal(identity.GetPolicy(), &policy); err != nil {
+		return fmt.Errorf("%w: the node's policy: %w", ErrUnavailable, err)
+	}
+	table, err := revocation.NewTable(revocation.TableConfig{Key: c.key, Slack: identity.GetSlack().AsDuration(), Store: c.cfg.Store, Policy: policy})
+	if err != nil {
+		return err
+	}
+	c.table = table
+	c.core, err = c.newCore(identity.GetSlack().AsDuration())
+	if err != nil {
+		return errors.Join(err, table.Close())
+	}
+	return nil
+}
+
+func (c *Client) newCore(slack time.Duration) (*replication.Replica, error) {
+	return replication.New(replication.Config{
+		Name: c.cfg.Name, Boot: random(), KeyID: uint64(c.key.ID()), Client: true,
+		Deadline: func(rec *replication.Record) uint32 {
+			e := binary.BigEndian.Uint32(rec[32:])
+			if d := e + uint32(slack/time.Second); d > e {
+				return d
+			}
+			return ^uint32(0)
+		},
+		DefinitionID: func(rec *replication.Record) uint64 { return binary.BigEndian.Uint64(rec[24:32]) },
+		Random:       random,
+		ProbeEvery:   c.cfg.ProbeEvery,
+	}, &view.Store{Table: c.table}, nil, nil)
+}
+
+func random() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// httpClient speaks HTTP/2, which streams in both directions need, and notices a dead connection.
+func httpClient(cfg *tls.Config) *http.Client {
+	protocols := new(http.Protocols)
+	if cfg == nil {
+		protocols.SetUnencryptedHTTP2(true)
+	} else {
+		protocols.SetHTTP2(true)
+	}
+	return &http.Client{Transport: &http.Transport{
+		Protocols: protocols, TLSClientConfig: cfg, ForceAttemptHTTP2: true,
+		DialContext:         (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 5 * time.Second,
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
+	}}
+}
+
+func (c *Client) url(addr string) string {
+	if c.cfg.TLS != nil {
+		return "https://" + addr
+	}
+	return "http://" + addr
+}
+
+func (c *Client) clusterService(addr string) revokdv1connect.ClusterServiceClient {
+	return revokdv1connect.NewClusterServiceClient(c.http, c.url(addr))
+}
+
+func (c *Client) service(addr string) revokdv1connect.RevocationServiceClient {
+	return revokdv1connect.NewRevocationServiceClient(c.http, c.url(addr), connect.WithReadMaxBytes(16<<20))
+}
+
+// addresses lists where nodes may be, in random order but for the one in use, which is first.
+func (c *Client) addresses(ctx context.Context) []string {
+	var list []string
+	for _, a := range c.cfg.Addrs {
+		name, dns := strings.CutPrefix(a, "dns+")
+		if !dns {
+			list = append(list, a)
+			continue
+		}
+		host, port, _ := net.SplitHostPort(name) // validated
+		lookup, cancel := context.WithTimeout(ctx, 3*time.Second)
+		ips, err := net.DefaultResolver.LookupHost(lookup, host)
+		cancel()
+		if err != nil {
+			c.log.Debug("a name does not resolve", "name", host, "error", err)
+		}
+		for _, ip := range ips[:min(len(ips), 64)] {
+			list = append(list, net.JoinHostPort(ip, port))
+		}
+	}
+	for i := len(list) - 1; i > 0; i-- {
+		j := int(random() % uint64(i+1))
+		list[i], list[j] = list[j], list[i]
+	}
+	c.mu.Lock()
+	used := c.node
+	c.mu.Unlock()
+	for i, a := range list {
+		if a == used {
+			list[0], list[i] = list[i], list[0]
+		}
+	}
+	return list
+}
+
+// backoff grows from MinBackoff to MaxBackoff, half of it random, so that a thousand replicas that lose a node at once do not come back at once.
+func (c *Client) backoff(attempt int) time.Duration {
+	d := min(c.cfg.MinBackoff<<min(attempt, 16), c.cfg.MaxBackoff)
+	return d/2 + time.Duration(random()%uint64(d/2+1))
+}

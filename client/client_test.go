@@ -1,0 +1,150 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/revokd/revokd/internal/api"
+	"github.com/revokd/revokd/node"
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/revocation"
+	"github.com/revokd/revokd/token"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// server is a lone node behind its API.
+type server struct {
+	node *node.Node
+	addr string
+	stop func()
+}
+
+func newServer(t *testing.T, addr string) *server {
+	t.Helper()
+	key := revocation.Key{1, 2, 3}
+	n, err := node.New(node.Config{Name: "n1", Durability: node.DurabilityMemory, Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := token.NewVerifier(token.Config{Issuers: []token.Issuer{{
+		Name: "i", Algorithms: []string{"HS256"}, KeysJSON: []byte(`{"keys":[{"kty":"oct","kid":"k","alg":"HS256","k":"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"}]}`),
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := api.New(api.Config{Node: n, Verifier: verifier, AnyIssuer: true, Identity: func() *revokdv1.IdentityResponse {
+		return &revokdv1.IdentityResponse{FingerprintKey: key[:]}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 2)
+	go func() { ended <- n.Run(ctx) }()
+	go func() { ended <- s.Serve(ctx, ln) }()
+	sv := &server{node: n, addr: ln.Addr().String()}
+	stopped := false
+	sv.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		for range 2 {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(sv.stop)
+	return sv
+}
+
+func claims(t testing.TB, jti string) *revocation.Claims {
+	t.Helper()
+	now := time.Now()
+	c, err := revocation.ParseClaims(fmt.Appendf(nil, `{"iss":"i","sub":"alice","jti":%q,"iat":%d,"exp":%d}`, jti, now.Unix()-10, now.Unix()+3600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func open(t testing.TB, cfg Config) *Client {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	c, err := Open(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := c.Ready(ctx); err != nil {
+		t.Fatalf("%v: %+v", err, c.Status())
+	}
+	return c
+}
+
+func want(t testing.TB, c *Client, jti string, status revocation.Status) {
+	t.Helper()
+	if v := c.Check(claims(t, jti)); v.Status != status {
+		t.Fatalf("%s is %s (%s), want %s: %+v", jti, v.Status, v.Cause, status, c.Status())
+	}
+}
+
+// What is revoked before and after the replica was opened is known to it; its own writes at once.
+func TestClient(t *testing.T) {
+	s := newServer(t, "127.0.0.1:0")
+	a := open(t, Config{Addrs: []string{s.addr}})
+	want(t, a, "t1", revocation.Active)
+	receipt, err := a.Revoke(t.Context(), Match{"iss": "i", "jti": "t1"}, Reason("logout"), ExpiresAt(time.Now().Add(time.Hour)))
+	if err != nil || receipt.Outcome != "revoked" {
+		t.Fatalf("%+v %v", receipt, err)
+	}
+	want(t, a, "t1", revocation.Revoked)
+	b := open(t, Config{Addrs: []string{s.addr}})
+	want(t, b, "t1", revocation.Revoked)
+	if _, err := a.RevokeSubject(t.Context(), "i", "alice"); err != nil {
+		t.Fatal(err)
+	}
+	want(t, a, "t2", revocation.Revoked)
+}
+
+// A replica whose node is gone answers from memory until its view is too old, then Unknown, and goes on when the node is back.
+func TestNodeGone(t *testing.T) {
+	s := newServer(t, "127.0.0.1:0")
+	c := open(t, Config{Addrs: []string{s.addr}, MaxStaleness: 300 * time.Millisecond, MaxBackoff: 100 * time.Millisecond})
+	want(t, c, "t1", revocation.Active)
+	s.stop()
+	deadline := time.Now().Add(10 * time.Second)
+	for c.Check(claims(t, "t1")).Cause != revocation.CauseStale {
+		if time.Now().After(deadline) {
+			t.Fatalf("the view never grows old: %+v", c.Status())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	newServer(t, s.addr)
+	for c.Check(claims(t, "t1")).Status != revocation.Active {
+		if time.Now().After(deadline) {
+			t.Fatalf("never fresh again: %+v", c.Status())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}

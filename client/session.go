@@ -46,7 +46,7 @@ func (c *Client) follow(ctx context.Context) {
 	attempt := 0
 	for ctx.Err() == nil {
 		for _, addr := range c.addresses(ctx) {
-			began := time.Now()
+			began := c.cfg.clock.Mono()
 			err := c.session(ctx, addr)
 			if ctx.Err() != nil {
 				return
@@ -58,7 +58,7 @@ func (c *Client) follow(ctx context.Context) {
 			}
 			c.mu.Unlock()
 			c.log.Debug("no session", "node", addr, "error", err)
-			if time.Since(began) > settled {
+			if c.cfg.clock.Mono()-began > settled {
 				attempt = 0
 			}
 			select {

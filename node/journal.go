@@ -115,13 +115,13 @@ func (n *Node) assign(b *journal.Batch) {
 		}
 		for i, e := range w.entries {
 			binary.BigEndian.PutUint64(b.Records[i*entrySize+revocation.RecordSize:], e.dot)
-			n.bring(b, e.shape)
+			n.bring(b, e.record.Shape, e.shape)
 		}
 	case *peerWrite:
 		w.origins = n.bringOrigins(b)
 		for _, id := range w.shapes {
 			if s, ok := n.table.Shape(id); ok {
-				n.bring(b, s)
+				n.bring(b, id, s)
 			}
 		}
 		for _, v := range w.vector {
@@ -178,8 +178,7 @@ func parseOrigin(b []byte) (o replication.Origin, err error) {
 }
 
 // bring adds the definition of a shape to a batch unless an earlier one has made it durable.
-func (n *Node) bring(b *journal.Batch, s revocation.Shape) {
-	id := s.ID()
+func (n *Node) bring(b *journal.Batch, id revocation.ShapeID, s revocation.Shape) {
 	if n.onDisk.shapes[id] || slices.ContainsFunc(b.Meta, func(m journal.Meta) bool { return m.Key == shapeKey(id) }) {
 		return
 	}
@@ -205,7 +204,7 @@ func (n *Node) committed(b *journal.Batch, err error) {
 			n.replica.disk.add(w.origins, nil)
 		} else {
 			for _, e := range w.entries {
-				n.onDisk.shapes[e.shape.ID()] = true
+				n.onDisk.shapes[e.record.Shape] = true
 			}
 		}
 		n.merged(w, err)

@@ -43,7 +43,8 @@ type replica struct {
 	unnamed      []replication.Record // to be written under dots of this node
 	unnamedReady chan struct{}
 
-	wake chan struct{} // the time of the next tick may have come closer
+	armed time.Duration // when the next tick is due
+	wake  chan struct{} // it has come closer
 
 	disk news
 }
@@ -158,9 +159,12 @@ func (r *replica) stepLocked(e replication.Event) {
 			m.receive(c.Name, c.Message)
 		}
 	}
-	select {
-	case r.wake <- struct{}{}:
-	default:
+	if next := r.core.Deadline(); next < r.armed {
+		r.armed = next
+		select {
+		case r.wake <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -187,7 +191,8 @@ func (r *replica) run(ctx context.Context) error {
 			r.closeSilent()
 		}
 		r.mu.Lock()
-		next := r.core.Deadline() - r.n.cfg.Clock.Mono()
+		r.armed = r.core.Deadline()
+		next := r.armed - r.n.cfg.Clock.Mono()
 		r.mu.Unlock()
 		t.Reset(max(next, time.Millisecond))
 	}

@@ -48,8 +48,9 @@ func (p *pipe) Close() { p.once.Do(func() { close(p.closed) }) }
 
 // mesh is a cluster in one process.
 type mesh struct {
-	t     *testing.T
+	t     testing.TB
 	names []string
+	wrap  func(node, peer string, s Stream) Stream // nil: none
 	nodes map[string]*Node
 	stops map[string]func()
 	mu    sync.Mutex
@@ -57,8 +58,11 @@ type mesh struct {
 	wg    sync.WaitGroup
 }
 
-func newMesh(t *testing.T, cfg Config, names ...string) *mesh {
-	m := &mesh{t: t, names: names, nodes: map[string]*Node{}, stops: map[string]func(){}, links: map[string]func(){}}
+func newMesh(t testing.TB, cfg Config, names ...string) *mesh { return newWrapped(t, cfg, nil, names...) }
+
+// newWrapped is newMesh with something around each end of each stream.
+func newWrapped(t testing.TB, cfg Config, wrap func(node, peer string, s Stream) Stream, names ...string) *mesh {
+	m := &mesh{t: t, names: names, wrap: wrap, nodes: map[string]*Node{}, stops: map[string]func(){}, links: map[string]func(){}}
 	for _, name := range names {
 		c := cfg
 		c.Name, c.Cluster = name, &ClusterConfig{}
@@ -104,10 +108,14 @@ func (m *mesh) start(name string, c Config) {
 }
 
 func (m *mesh) link(a, b string) {
-	x, y := newPipe()
+	p, q := newPipe()
 	m.mu.Lock()
-	m.links[a+b] = x.Close
+	m.links[a+b] = p.Close
 	m.mu.Unlock()
+	var x, y Stream = p, q
+	if m.wrap != nil {
+		x, y = m.wrap(a, b, x), m.wrap(b, a, y)
+	}
 	m.wg.Go(func() { _ = m.nodes[a].Session(m.t.Context(), x, SessionPeer{Name: b, Dialed: true}) })
 	m.wg.Go(func() { _ = m.nodes[b].Session(m.t.Context(), y, SessionPeer{Name: a}) })
 }

@@ -260,7 +260,7 @@ func (w *writing) add(plan revocation.Plan, reading clock.Reading) Result {
 	var covering []replication.Dot
 	covered := true
 	for _, rev := range plan.Revocations {
-		rec := n.cfg.Key.Record(rev)
+		rec := n.table.Record(rev)
 		if rec.Class == revocation.ClassBlock || rec.Class == revocation.ClassUnblock {
 			var err error
 			if rec, err = n.stamp(rec, w.entries, now, reading.Wall.UnixMilli()); err != nil {

@@ -149,11 +149,15 @@ func word(s string) uint64 {
 
 // fingerprint returns the fingerprint of a match under a rule of that class and shape.
 func (k Key) fingerprint(m Match, s Shape, class Class) Fingerprint {
+	return k.start(s.Names).hash(m.values()).xor(tweak(s, class.group()))
+}
+
+func (m Match) values() []*Value {
 	values := make([]*Value, len(m.claims))
 	for i := range m.claims {
 		values[i] = &m.claims[i].value
 	}
-	return k.start(s.Names).hash(values).xor(tweak(s, class.group()))
+	return values
 }
 
 // Digest returns a PRF over encoded records, under a key of its own that is derived from k: replicas compare sums of it.

@@ -86,13 +86,10 @@ func addSat(a, b uint32) uint32 {
 // against [MaxLiveShapes]; the error matches [ErrShapes]. Others match [ErrRecord] for a definition that is none and
 // [ErrShapeConflict]. now is guarded time in milliseconds.
 func (t *Table) Define(s Shape, until uint32, now int64, limited bool) (created bool, err error) {
-	if !s.valid() {
-		return false, fmt.Errorf("%w: shape", ErrRecord)
-	}
-	id, deadline, sec := s.ID(), t.deadline(until), unixSeconds(now)
+	deadline, sec := t.deadline(until), unixSeconds(now)
 	t.mu.RLock()
-	held := t.view.Load().byID[id]
-	known := held != nil && held.equal(s) && held.horizon.Load() >= sec
+	held := t.view.Load().find(s)
+	known := held != nil && held.horizon.Load() >= sec
 	if known {
 		raise(held.horizon, deadline)
 	}
@@ -100,6 +97,10 @@ func (t *Table) Define(s Shape, until uint32, now int64, limited bool) (created 
 	if known {
 		return false, nil
 	}
+	if !s.valid() {
+		return false, fmt.Errorf("%w: shape", ErrRecord)
+	}
+	id := s.ID()
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -135,6 +136,22 @@ func (t *Table) newHorizon(until uint32) *atomic.Uint32 {
 	t.horizons = t.horizons[1:]
 	h.Store(until)
 	return h
+}
+
+// Record is [Key.Record], and quicker where the table knows the shape.
+func (t *Table) Record(r Revocation) Record {
+	s := t.view.Load().find(r.Shape)
+	if s == nil {
+		return t.key.Record(r)
+	}
+	e := s.entry(r.Class.group())
+	if e == nil {
+		return t.key.Record(r)
+	}
+	return Record{
+		Fingerprint: s.start.hash(r.Match.values()).xor(e.tweak),
+		Value:       r.Value, Shape: s.id, ExpiresAt: r.ExpiresAt, Class: r.Class, Reason: r.Reason,
+	}
 }
 
 // activate makes sure that checks look for records of r's shape and class up to a deadline. It

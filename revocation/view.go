@@ -76,6 +76,16 @@ func (s *shape) raise(class Class, deadline uint32) bool {
 	return true
 }
 
+// find returns a shape by its definition, nil if there is none: there are few, and most differ in their first name.
+func (v *view) find(s Shape) *shape {
+	for _, held := range v.shapes {
+		if held.equal(s) {
+			return held
+		}
+	}
+	return nil
+}
+
 func (s *shape) equal(o Shape) bool {
 	return slices.Equal(s.Names, o.Names) && s.Compared == o.Compared && s.Keep == o.Keep && slices.Equal(s.KeepOf, o.KeepOf)
 }

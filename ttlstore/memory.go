@@ -28,6 +28,7 @@ type memory struct {
 	limit   int64
 	size    atomic.Int64 // bytes mapped, or allocated on the heap
 	retired atomic.Int64 // bytes of blocks that were replaced and not shown to be unused yet
+	running atomic.Bool  // a collection
 
 	mu      sync.Mutex
 	closed  bool
@@ -71,7 +72,19 @@ func (m *memory) retire(b *block) { m.retired.Add(int64(len(b.words) * 8)) }
 // wantsGC reports, once for each time, that much replaced memory waits.
 func (m *memory) wantsGC() bool {
 	r := m.retired.Load()
-	return r > gcBytes && r > m.size.Load()/16 && m.retired.CompareAndSwap(r, 0)
+	return r > gcBytes && r > m.size.Load()/16 && !m.running.Load() && m.retired.CompareAndSwap(r, 0)
+}
+
+// reclaim lets the garbage collector show which tables nobody reads any more, if much waits for that. The caller may hold locks of his own, so he
+// does not wait.
+func (m *memory) reclaim() {
+	if !m.wantsGC() || !m.running.CompareAndSwap(false, true) {
+		return
+	}
+	go func() { // ends by itself
+		runtime.GC()
+		m.running.Store(false)
+	}()
 }
 
 // give takes back a block that nobody can reach.

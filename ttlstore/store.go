@@ -254,9 +254,7 @@ func (s *Store) Update(k Key, now uint32, limited bool, f func(old Item, ok bool
 	n := s.shardOf(k)
 	sh := &s.shards[n]
 	err := s.update(n, sh, k, now, limited, f)
-	if s.memory.wantsGC() {
-		runtime.GC() // shows which tables nobody reads any more
-	}
+	s.memory.reclaim()
 	return err
 }
 
@@ -403,9 +401,7 @@ func (s *Store) Sweep(now uint32) SweepStats {
 		total.Rebuilt += st.Rebuilt
 	}
 	s.sweeps.Add(1)
-	if s.memory.wantsGC() {
-		runtime.GC()
-	}
+	s.memory.reclaim()
 	return total
 }
 

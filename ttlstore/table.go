@@ -77,7 +77,7 @@ func (t *table) capacity() int { return int(capacity(t.buckets)) }
 // step is by how many buckets the table of a shard grows: a small one doubles, a large one grows by about a quarter, for each
 // shard another, so that shards that fill together do not grow together.
 func (t *table) step(n int) uint64 {
-	if t.buckets < 16 {
+	if t.buckets < 128 {
 		return t.buckets
 	}
 	return t.buckets * uint64(12+n%8) / 64

@@ -23,21 +23,26 @@ type hotLog struct {
 	head  int
 }
 
-// append adds the record that follows the origin's last one.
-func (l *hotLog) append(o *origin, number uint64, r *Record) {
-	var c *chunk
-	if n := len(o.chunks); n > 0 {
-		c = o.chunks[n-1]
-	}
-	if c == nil || len(c.data) >= chunkRecords*RecordSize || c.last()+1 != number {
-		c = &chunk{origin: o, first: number}
-		o.chunks = append(o.chunks, c)
-		l.order = append(l.order, c)
-	}
-	c.data = append(c.data, r[:]...)
-	l.bytes += RecordSize
-	for l.bytes > l.limit && l.order[l.head] != c {
-		l.evict()
+// append adds records that follow the origin's last one: encoded ones, whole.
+func (l *hotLog) append(o *origin, first uint64, records []byte) {
+	for len(records) > 0 {
+		var c *chunk
+		if n := len(o.chunks); n > 0 {
+			c = o.chunks[n-1]
+		}
+		if c == nil || len(c.data) >= chunkRecords*RecordSize || c.last()+1 != first {
+			c = &chunk{origin: o, first: first}
+			o.chunks = append(o.chunks, c)
+			l.order = append(l.order, c)
+		}
+		n := min(len(records), chunkRecords*RecordSize-len(c.data))
+		c.data = append(c.data, records[:n]...)
+		records = records[n:]
+		first += uint64(n / RecordSize)
+		l.bytes += n
+		for l.bytes > l.limit && l.order[l.head] != c {
+			l.evict()
+		}
 	}
 }
 

@@ -309,7 +309,7 @@ func (r *Replica) written(e Written) {
 		panic("replication: Written does not continue an origin of this node") // a bug of the host
 	}
 	for i := range e.Records {
-		r.log.append(o, e.First+uint64(i), &e.Records[i])
+		r.log.append(o, e.First+uint64(i), e.Records[i][:])
 		o.latest = max(o.latest, r.cfg.Deadline(&e.Records[i]))
 	}
 	o.applied += uint64(len(e.Records))
@@ -601,8 +601,8 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		return nil
 	}
 	gap := first > o.applied+1
-	var records []Record
-	var dots []Dot
+	records, dots := make([]Record, 0, len(b)/RecordSize), make([]Dot, 0, len(b)/RecordSize)
+	run := b
 	direct := p.name == o.Node
 	taken := first - 1
 	var refused error
@@ -627,9 +627,6 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		if m.Unnamed {
 			r.addUnnamed(rec)
 		}
-		if !gap {
-			r.log.append(o, number, rec)
-		}
 		o.latest = max(o.latest, r.cfg.Deadline(rec))
 		o.received++
 		taken = number
@@ -644,6 +641,9 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		return nil
 	}
 	if taken >= first {
+		if !gap {
+			r.log.append(o, first, run[:(taken+1-first)*RecordSize])
+		}
 		o.applied = taken
 		o.since, o.refused = r.now, o.refused && taken < last
 		if o.asked == p.id {

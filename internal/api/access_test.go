@@ -298,3 +298,21 @@ func TestCaller(t *testing.T) {
 		t.Error("a peer without a name")
 	}
 }
+
+// A match that concerns every issuer is for admins, and the audit log says who wrote.
+func TestWhatTheCallerMay(t *testing.T) {
+	s := startTLS(t, func(c *setup) { c.api.Dev = nil })
+	for role, want := range map[pki.Role]string{pki.RoleAdmin: "ok", pki.RoleWriter: "permission_denied", pki.RoleNode: "permission_denied"} {
+		s.as(s.source(t, role, "b-"+string(role)).ClientConfig("n1"))
+		for method, body := range map[string]string{
+			"Revoke": `{"match":{"claims":{"sub":"canary"}}}`, "Block": `{"match":{"claims":{"sub":"canary"}}}`,
+		} {
+			if r := s.post(method, body); r.code != want {
+				t.Errorf("%s as %s: %+v", method, role, r)
+			}
+		}
+		if caller := `"caller":"revokd://prod/` + string(role) + "/b-" + string(role) + `"`; strings.Count(s.log.String(), caller) != 2 {
+			t.Errorf("not twice in the log: %s", caller)
+		}
+	}
+}

@@ -43,14 +43,20 @@ func (a *audited) equal(b *audited) bool {
 // audit collects the lines of one message.
 type audit struct {
 	log    hclog.Logger
+	caller string // empty without TLS
 	method string
 	id     string // of the request; a stream has one for all its messages
 	lines  []audited
 	counts []int
 }
 
-func (s *Server) audit(procedure, id string) *audit {
-	return &audit{log: s.cfg.Logger.Named("audit"), method: procedure[strings.LastIndexByte(procedure, '/')+1:], id: id}
+func (s *Server) audit(ctx context.Context, procedure, id string) *audit {
+	caller, known := Caller(ctx)
+	who := ""
+	if known {
+		who = caller.String()
+	}
+	return &audit{log: s.cfg.Logger.Named("audit"), caller: who, method: procedure[strings.LastIndexByte(procedure, '/')+1:], id: id}
 }
 
 func newRequestID() string {
@@ -87,7 +93,7 @@ func (a *audit) write() {
 		l := &a.lines[i]
 		a.log.Info("write", "method", a.method, "outcome", l.outcome, "count", a.counts[i], "target", l.target, "rule", l.rule,
 			"claims", strings.Join(l.claims, ","), "compared", l.compared, "reason", l.reason, "kind", l.kind, "field", l.field,
-			"comment", l.comment, "request", a.id)
+			"comment", l.comment, "caller", a.caller, "request", a.id)
 	}
 }
 

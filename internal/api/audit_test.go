@@ -71,7 +71,7 @@ func TestAudit(t *testing.T) {
 // A message of many different items does not flood the log.
 func TestAuditIsBounded(t *testing.T) {
 	f := start(t)
-	a := f.server.audit("/x/Many", "1")
+	a := f.server.audit(t.Context(), "/x/Many", "1")
 	for i := range 500 {
 		a.add(ofRevoke(&revokdv1.RevokeRequest{Comment: fmt.Sprint(i)}))
 	}

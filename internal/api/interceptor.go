@@ -26,7 +26,7 @@ func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 				if cause == nil {
 					cause = err // a panic
 				}
-				i.server.audit(r.Spec().Procedure, identify(answer, err)).unary(r.Any(), answer, cause)
+				i.server.audit(ctx, r.Spec().Procedure, identify(answer, err)).unary(r.Any(), answer, cause)
 			}
 		}()
 		if err := decoded(r.Any()); err != nil {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/revokd/revokd/internal/pki"
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/revocation"
@@ -54,7 +55,7 @@ func (s *Server) revokeRequest(ctx context.Context, m *revokdv1.RevokeRequest) (
 		if m.GetScope() != revokdv1.Scope_SCOPE_UNSPECIFIED {
 			return r, bad("scope", "conflict", "", "with a token only: a match says itself what it covers")
 		}
-		r.Match, err = s.match(m.GetMatch())
+		r.Match, err = s.match(ctx, m.GetMatch())
 	default:
 		err = bad("token", "missing", "", "a token or a match")
 	}
@@ -144,7 +145,7 @@ func matchOf(c *revocation.Claims, name string, v revocation.Value) (revocation.
 }
 
 // match reads the claims of a trusted caller.
-func (s *Server) match(m *revokdv1.Match) (revocation.Match, error) {
+func (s *Server) match(ctx context.Context, m *revokdv1.Match) (revocation.Match, error) {
 	if m == nil {
 		return revocation.Match{}, bad("match", "missing", "", "claims; an empty match is every token")
 	}
@@ -169,7 +170,8 @@ func (s *Server) match(m *revokdv1.Match) (revocation.Match, error) {
 	if err != nil {
 		return parsed, err
 	}
-	if iss, ok := parsed.Get("iss"); !ok && !s.cfg.AnyIssuer {
+	caller, _ := Caller(ctx)
+	if iss, ok := parsed.Get("iss"); !ok && !s.cfg.AnyIssuer && caller.Role != pki.RoleAdmin {
 		return parsed, errAnyIssuer
 	} else if text, isString := iss.AsString(); ok && (!isString || text == "") {
 		return parsed, bad("match.iss", "malformed", iss.Kind().String(), "a string that is not empty")

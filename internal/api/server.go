@@ -33,7 +33,7 @@ type Config struct {
 	Dev      *devissuer.Issuer // nil: no DevService
 	Version  string            // of the program, in metrics
 
-	// AnyIssuer allows matches without iss, which concern every issuer. Always allowed with Dev.
+	// AnyIssuer allows matches without iss, which concern every issuer. Always allowed with Dev, and to admins.
 	AnyIssuer bool
 	// Hosts are the names, besides localhost and loopback addresses, under which the server may be called, without
 	// ports; "*" is any. A request for another Host is refused: a web page could have pointed its own name at us.

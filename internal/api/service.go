@@ -43,7 +43,7 @@ func (s revocations) Block(ctx context.Context, c *connect.Request[revokdv1.Bloc
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.blockRequest(revocation.Block, m.GetMatch(), m.GetReason(), m.GetComment())
+	r, err := s.blockRequest(ctx, revocation.Block, m.GetMatch(), m.GetReason(), m.GetComment())
 	if err != nil {
 		return nil, err
 	}
@@ -59,16 +59,16 @@ func (s revocations) Unblock(ctx context.Context, c *connect.Request[revokdv1.Un
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.blockRequest(revocation.Unblock, m.GetMatch(), m.GetReason(), m.GetComment())
+	r, err := s.blockRequest(ctx, revocation.Unblock, m.GetMatch(), m.GetReason(), m.GetComment())
 	if err != nil {
 		return nil, err
 	}
 	return s.write(ctx, r, o)
 }
 
-func (s revocations) blockRequest(a revocation.Action, m *revokdv1.Match, reason revokdv1.Reason, comment string) (r revocation.Request, err error) {
+func (s revocations) blockRequest(ctx context.Context, a revocation.Action, m *revokdv1.Match, reason revokdv1.Reason, comment string) (r revocation.Request, err error) {
 	r.Action = a
-	if r.Match, err = s.match(m); err != nil {
+	if r.Match, err = s.match(ctx, m); err != nil {
 		return r, err
 	}
 	if r.Reason, err = reasonOf(reason); err != nil {

@@ -172,7 +172,7 @@ func (w *streaming) write(ctx context.Context, items []*revokdv1.RevokeRequest) 
 	o := w.options
 	o.Ack, o.Bulk = node.AckLocal, true
 	results, receipt, err := w.writeItems(ctx, items, o)
-	w.audit(streamProcedure, w.id).items(items, results, err)
+	w.audit(ctx, streamProcedure, w.id).items(items, results, err)
 	if err != nil {
 		return err
 	}

@@ -308,6 +308,56 @@ func checkLibraries(files []file, allowed []library) []string {
 	return p.found
 }
 
+// checkLogs wants a name for every value that is logged: hclog takes any number of arguments and logs what is left over as EXTRA_VALUE_AT_END.
+func checkLogs(files []file) []string {
+	var p problems
+	for _, f := range files {
+		if f.test {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || call.Ellipsis.IsValid() {
+				return true
+			}
+			fun, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok || !isLogger(fun.X) {
+				return true
+			}
+			args := call.Args
+			switch fun.Sel.Name {
+			case "Trace", "Debug", "Info", "Warn", "Error":
+				args = args[min(1, len(args)):] // the message
+			case "With":
+			default:
+				return true
+			}
+			for i := 0; i < len(args); i += 2 {
+				if lit, ok := args[i].(*ast.BasicLit); ok && lit.Kind != token.STRING {
+					p.add("%s: %s logs %s without a name", f.name, fun.Sel.Name, lit.Value)
+				}
+			}
+			if len(args)%2 != 0 {
+				p.add("%s: %s logs an odd number of names and values", f.name, fun.Sel.Name)
+			}
+			return true
+		})
+	}
+	return p.found
+}
+
+// isLogger goes by what loggers are called here.
+func isLogger(x ast.Expr) bool {
+	name := ""
+	switch x := x.(type) {
+	case *ast.Ident:
+		name = x.Name
+	case *ast.SelectorExpr:
+		name = x.Sel.Name
+	}
+	return name == "log" || name == "logger" || name == "Logger"
+}
+
 // checkFaults compares the names that are asked for with those that internal/faults knows.
 func checkFaults(files []file) []string {
 	var p problems
@@ -392,6 +442,7 @@ func TestClockReaders(t *testing.T)    { report(t, checkClockReaders(module(t), 
 func TestPanics(t *testing.T)          { report(t, checkPanics(module(t), panics)) }
 func TestWord(t *testing.T)            { report(t, checkWord(module(t), wordless)) }
 func TestLibraries(t *testing.T)       { report(t, checkLibraries(module(t), libraries)) }
+func TestLogs(t *testing.T)            { report(t, checkLogs(module(t))) }
 func TestFaults(t *testing.T)          { report(t, checkFaults(module(t))) }
 
 // The licences that go into a product without conditions on its own code.

@@ -83,6 +83,14 @@ func TestChecksFind(t *testing.T) {
 			func(f []file) []string { return checkLibraries(f, []library{{"example.com/x", "MIT", "why", "b"}}) },
 			"a/a.go", clean, "example.com/x is in the table",
 		},
+		"value without a name": {
+			checkLogs,
+			"a/a.go", "package a\nfunc f(s struct{ log hclog.Logger }) { s.log.Warn(\"m\", \"k\", 1, \"v\") }", "odd number",
+		},
+		"number for a name": {
+			checkLogs,
+			"a/a.go", "package a\nfunc f(c Config) { c.Logger.With(7, \"v\") }", "logs 7 without a name",
+		},
 		"unknown mutant": {
 			checkFaults,
 			"a/a.go", "package a\nimport \"github.com/revokd/revokd/internal/faults\"\nvar x = faults.Mutant(\"y\")", `knows no "y" for Mutant`,
@@ -112,7 +120,7 @@ func TestChecksFind(t *testing.T) {
 	files := []file{f}
 	for name, found := range map[string][]string{
 		"imports": checkImports(files, allow), "comments": checkPackageComments(files), "clock": checkClockReaders(files, nil),
-		"panics": checkPanics(files, nil), "word": checkWord(files, []string{"a"}), "libraries": checkLibraries(files, nil), "faults": checkFaults(files),
+		"panics": checkPanics(files, nil), "word": checkWord(files, []string{"a"}), "libraries": checkLibraries(files, nil), "faults": checkFaults(files), "logs": checkLogs(files),
 	} {
 		if len(found) > 0 {
 			t.Errorf("%s: found %q in a clean file", name, found)

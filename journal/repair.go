@@ -20,6 +20,9 @@ type RepairConfig struct {
 	// Keep, if set, says of a record that was read whether it is of use with the metadata that was read: what is not would stop the
 	// next start. get returns a metadata value.
 	Keep func(record []byte, get func(key string) ([]byte, bool)) bool
+	// Mark, if set, is a key of the metadata that gets the new incarnation as its value, so that whoever opens the journal knows that it holds less
+	// than was acknowledged.
+	Mark string
 	// Anyway writes the journal anew without damage too, so that what Keep refuses goes.
 	Anyway bool
 
@@ -83,6 +86,9 @@ func repair(ctx context.Context, cfg RepairConfig) (RepairReport, error) {
 	report.Kept = 0
 	next := r.format
 	next.incarnation = newIncarnation()
+	if cfg.Mark != "" {
+		r.meta.set(Meta{cfg.Mark, next.incarnation[:]})
+	}
 	w := newBulkWriter(d, next, r.meta, tempSuffix, r.listing.maxID+1, cfg.segmentBytes)
 	if err := w.salvage(ctx, r, cfg.Keep, &report); err != nil {
 		w.abort()

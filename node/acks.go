@@ -56,6 +56,15 @@ func (r *replica) publish() {
 	r.n.fresh.Store(view.NewFreshness(r.core.FreshSince()))
 }
 
+// look publishes again: what completes the node may have happened before the journal had been read.
+func (r *replica) look() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.core != nil && !r.ended {
+		r.publish()
+	}
+}
+
 // alone reports whether this node is the only voter, so that there is nobody to be level with; mu is held.
 func (r *replica) alone() bool {
 	return r.votes && len(r.voters.Names) == 1

@@ -158,6 +158,12 @@ func (m *membership) begin() error {
 	return nil
 }
 
+// lone reports whether there is nobody but this node.
+func (m *membership) lone() bool {
+	c := m.machine.Config()
+	return m.cfg.BootstrapExpect == 1 && (c.IsZero() || len(c.Voters) == 1 && c.Voters[0].Name == m.n.cfg.Name)
+}
+
 // apply puts what the machine has adopted in force.
 func (m *membership) apply() {
 	st := m.machine.Status()
@@ -462,6 +468,9 @@ func (m *membership) session(ctx context.Context, name, addr string, d *dialing)
 
 // compareClocks compares the wall clock with the median of the peers' and its own.
 func (m *membership) compareClocks() {
+	if !m.n.complete.Load() {
+		m.n.replica.look()
+	}
 	offsets := []time.Duration{0}
 	for _, p := range m.n.Peers() {
 		if p.Timed && !p.Client {

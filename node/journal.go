@@ -25,9 +25,11 @@ import (
 const (
 	metaShape  = "shape/"  // + id: the definition
 	metaOrigin = "origin/" // + index: see appendOrigin
-	metaVector = "vector/" // + index of an origin of another run: up to which number all of it is on disk, 8 bytes
-	metaTime   = "time"    // guarded time, Unix milliseconds, 8 bytes: see clock.GuardConfig.HighWater
-	metaPolicy = "policy"  // the policy in force, JSON: see revocation.Policy.Succeed
+	// metaRepaired is there from a repair until the node is level with another one: what the vector claims may be lost.
+	metaRepaired = "repaired"
+	metaVector   = "vector/" // + index of an origin of another run: up to which number all of it is on disk, 8 bytes
+	metaTime     = "time"    // guarded time, Unix milliseconds, 8 bytes: see clock.GuardConfig.HighWater
+	metaPolicy   = "policy"  // the policy in force, JSON: see revocation.Policy.Succeed
 )
 
 func (n *Node) openJournal() error {
@@ -140,6 +142,9 @@ func (n *Node) assign(b *journal.Batch) {
 				delete(n.onDisk.shapes, id)
 			}
 		}
+		if _, repaired := n.journal.Get(metaRepaired); repaired && n.complete.Load() { // level with another node, or alone
+			b.Meta = append(b.Meta, journal.Meta{Key: metaRepaired})
+		}
 		b.Meta = append(b.Meta, journal.Meta{Key: metaTime, Value: binary.BigEndian.AppendUint64(nil, uint64(n.Now()))})
 		if policy, err := json.Marshal(n.Policy()); err == nil && !bytes.Equal(policy, n.onDisk.policy) {
 			b.Meta = append(b.Meta, journal.Meta{Key: metaPolicy, Value: policy})
@@ -226,6 +231,11 @@ func (n *Node) committed(b *journal.Batch, err error) {
 
 // start reads the journal into the table.
 func (n *Node) start(ctx context.Context) error {
+	if n.members != nil && n.journal == nil {
+		if err := n.members.begin(); err != nil {
+			return err
+		}
+	}
 	if n.journal == nil {
 		return n.replica.begin(nil, nil, nil)
 	}
@@ -277,6 +287,16 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if n.members != nil {
+		if err := n.members.begin(); err != nil {
+			return err
+		}
+		// Alone there is nobody to get it from: what is there is all there is.
+		if _, repaired := n.journal.Get(metaRepaired); repaired && !n.members.lone() {
+			n.log.Warn("the journal was repaired: what it lacks is fetched from other nodes")
+			disk.distrust()
+		}
+	}
 	if err := n.replica.begin(disk.state(n.cfg.Name, n.deadlineOf)); err != nil {
 		return err
 	}
@@ -308,11 +328,21 @@ type restored struct {
 	vector  []replication.VectorEntry
 	last    map[uint32]uint64 // largest number of a record, by index
 	latest  map[uint32]uint32 // latest ExpiresAt, by index
+
+	untrusted bool
 }
 
 func (d *restored) note(dot replication.Dot, expires uint32) {
 	d.last[dot.Index()] = max(d.last[dot.Index()], dot.Number())
 	d.latest[dot.Index()] = max(d.latest[dot.Index()], expires)
+}
+
+// distrust makes the vector claim nothing: records are missing among those that it covers.
+func (d *restored) distrust() {
+	for i, o := range d.origins {
+		d.origins[i].Sealed = max(o.Sealed, d.last[o.Index]) // nobody else has to make sense of it
+	}
+	d.vector, d.untrusted = nil, true
 }
 
 // state is what replication begins with. All that this node has ever written is on disk, or has expired; of others it is what the vector says.
@@ -322,6 +352,9 @@ func (d *restored) state(name string, deadline func(uint32) uint32) ([]replicati
 		held[v.Index] = v.Number
 	}
 	for i, o := range d.origins {
+		if d.untrusted {
+			break
+		}
 		if o.Node == name {
 			held[o.Index] = max(held[o.Index], d.last[o.Index], o.Sealed)
 		}

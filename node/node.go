@@ -241,9 +241,7 @@ func (n *Node) Run(ctx context.Context) error {
 			n.setVoters(replication.Voters{Number: 1, Hash: random() | 1, Names: []string{n.cfg.Name}}, true) // for client replicas
 			n.completed()
 		} else {
-			if err := n.members.begin(); err != nil {
-				return err
-			}
+			n.replica.look()
 			n.members.run(ctx, g)
 		}
 		g.Go(func() error { return n.replica.run(ctx) })

@@ -211,7 +211,7 @@ func RepairJournal(ctx context.Context, dir string, now time.Time) (RepairReport
 	}
 	shapes := make(map[revocation.ShapeID]bool)
 	done, err := journal.Repair(ctx, journal.RepairConfig{
-		Dir: dir, RecordSize: entrySize, Anyway: before.Unusable > 0,
+		Dir: dir, RecordSize: entrySize, Anyway: before.Unusable > 0, Mark: metaRepaired,
 		Keep: func(b []byte, get func(string) ([]byte, bool)) bool {
 			r, _, err := parseEntry(b)
 			if err != nil {

@@ -282,7 +282,7 @@ func (r *replica) done(b *journal.Batch, err error) {
 	r.room.Broadcast()
 	if err != nil {
 		r.disk.add(w.origins, nil)
-		if !r.missed {
+		if !r.missed && !errors.Is(err, journal.ErrClosed) {
 			r.n.log.Warn("the disk does not take what peers send; memory goes on", "error", err)
 		}
 		r.missed = true

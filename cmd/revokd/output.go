@@ -183,7 +183,11 @@ func ruleLine(r *revokdv1.Rule) string {
 		s += " reason " + enumName(r.GetReason().String(), "REASON_")
 	}
 	if r.ExpiresAt != nil {
-		s += " expires " + formatTime(r.ExpiresAt)
+		word := " expires "
+		if r.GetKind() == revokdv1.RuleKind_RULE_KIND_BLOCK {
+			word = " ends by itself " // and with it what it keeps out comes back
+		}
+		s += word + formatTime(r.ExpiresAt)
 	}
 	return s
 }

@@ -74,6 +74,9 @@ func statusText(w io.Writer, s *revokdv1.StatusResponse) {
 		{"key id", s.GetKeyId()},
 		{"issuers", strings.Join(s.GetIssuers(), ", ")},
 	}
+	if n := s.GetBlocksEndingSoon(); n > 0 {
+		rows = append(rows, []string{"blocks", fmt.Sprintf("%d end within 7 days", n)})
+	}
 	if s.GetDev() {
 		rows = append(rows, []string{"dev", "yes: tokens can be minted here"})
 	}

@@ -100,6 +100,7 @@ var (
 	descBytesLimit  = desc("memory_limit_bytes", "Memory that may be used for records.")
 	descShapes      = desc("live_shapes", "Combinations of claim names with live records.")
 	descShapesLimit = desc("live_shapes_limit", "Combinations of claim names that writers may bring to life.")
+	descEnding      = desc("blocks_ending", "Blocks in force that end within 7 days, counted once an hour.")
 	descExpired     = desc("expired_total", "Records freed because their time had passed.")
 	descWrites      = desc("writes_total", "Requests to write, by what became of them.", "outcome")
 	descOpen        = desc("api_connections", "Open connections.")
@@ -135,6 +136,7 @@ func (c nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descBytesLimit, float64(st.Table.BytesLimit))
 	gauge(descShapes, float64(st.Table.LiveShapes))
 	gauge(descShapesLimit, revocation.MaxLiveShapes)
+	gauge(descEnding, float64(st.BlocksEnding))
 	counter(descExpired, st.Table.Expired)
 	for outcome, n := range map[string]uint64{
 		"revoked": st.Writes.Revoked, "covered": st.Writes.Covered, "already_expired": st.Writes.AlreadyExpired,

@@ -218,7 +218,8 @@ func (s revocations) Status(context.Context, *connect.Request[revokdv1.StatusReq
 		Node: st.Name, Version: st.Version, Ready: len(waiting) == 0, WaitingFor: waiting, Durability: durabilityAnswer(st.Durability),
 		Now: timestamppb.New(st.Wall), Guarded: timestamppb.New(st.Guarded), Clock: st.Clock,
 		Records: int64(st.Table.Items), RecordsLimit: int64(st.Table.Limit), MemoryBytes: st.Table.Bytes,
-		LiveShapes: int32(st.Table.LiveShapes), LiveShapesLimit: revocation.MaxLiveShapes,
+		BlocksEndingSoon: int64(st.BlocksEnding),
+		LiveShapes:       int32(st.Table.LiveShapes), LiveShapesLimit: revocation.MaxLiveShapes,
 		Uptime: durationpb.New(st.Uptime), KeyId: st.KeyID.String(), Dev: s.cfg.Dev != nil, Issuers: s.node.Policy().IssuerNames(),
 	}
 	return connect.NewResponse(m), nil

@@ -1,0 +1,61 @@
+package node
+
+import (
+	"bytes"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/revokd/revokd/internal/clock/clocktest"
+	"github.com/revokd/revokd/revocation"
+)
+
+type lockedLog struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// What ends within a week is counted at most once an hour and logged at most once a day.
+func TestBlocksEndingSoon(t *testing.T) {
+	var log lockedLog
+	c := clocktest.New(start)
+	n := testNode(t, Config{Clock: c, SweepEvery: time.Hour, Logger: hclog.New(&hclog.LoggerOptions{Output: &log})})
+	write(t, n, revocation.Request{Action: revocation.Block, Match: match(t, "iss=i,sub=canary"), ExpiresAt: start.Add(48 * time.Hour).UnixMilli()})
+	check := func(what string, soon, warnings int) {
+		t.Helper()
+		n.countEnding()
+		if got := n.Status().BlocksEnding; got != soon || strings.Count(log.String(), "blocks end soon") != warnings {
+			t.Errorf("%s: %d end soon, want %d; log %s", what, got, soon, log.String())
+		}
+	}
+	check("at once", 1, 1)
+	write(t, n, revocation.Request{Action: revocation.Block, Match: match(t, "iss=i,sub=another"), ExpiresAt: start.Add(time.Hour).UnixMilli()})
+	check("within the hour", 1, 1)
+	c.Advance(time.Hour - time.Second)
+	n.tick()
+	check("still", 1, 1)
+	c.Advance(time.Second)
+	n.tick()
+	check("an hour later", 2, 1)
+	c.Advance(23 * time.Hour)
+	n.tick()
+	check("a day later", 1, 2)
+	if strings.Contains(log.String(), "canary") {
+		t.Error("the log names somebody")
+	}
+}

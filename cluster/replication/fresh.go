@@ -19,9 +19,9 @@ type probe struct {
 	ages     []uint64 // of its views, by voter, milliseconds + 1
 }
 
-// probe asks a peer when it is time.
-func (r *Replica) probe(p *peer) {
-	if r.now.Mono < p.probeAt+r.cfg.ProbeEvery || p.client {
+// probe asks a peer if it was not asked for so long.
+func (r *Replica) probe(p *peer, every time.Duration) {
+	if r.now.Mono < p.probeAt+every || p.client {
 		return
 	}
 	p.probes = slices.DeleteFunc(p.probes, func(q probe) bool { return !q.answered && r.now.Mono > q.sent+probeTimeout })
@@ -59,6 +59,7 @@ func (r *Replica) receiveProbe(p *peer, f *reader) {
 		w.end()
 	})
 	r.wake(p)
+	r.probe(p, r.cfg.ProbeEvery/2) // in the same message: an idle session is mostly headers
 }
 
 // age is how old the view of a voter is, in milliseconds rounded up, + 1; 0 if there is none.

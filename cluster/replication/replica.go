@@ -739,7 +739,7 @@ func (r *Replica) work() {
 		if !p.hello {
 			continue
 		}
-		r.probe(p)
+		r.probe(p, r.cfg.ProbeEvery)
 		if p.version < r.version && r.now.Mono >= p.vectorAt+r.vectorEvery(p) {
 			r.wake(p)
 		}

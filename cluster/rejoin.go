@@ -139,6 +139,9 @@ func (m *Members) round(ctx context.Context) {
 			m.joins.tried.Add(1)
 			if _, err := m.list.Join([]string{target.String()}); err != nil {
 				m.joins.failed.Add(1)
+				if only := errors.Unwrap(err); only != nil {
+					err = only // of a list with a line for each address
+				}
 				failed <- err
 			}
 		})

@@ -137,7 +137,7 @@ var (
 	errName    = errors.New("its name is empty, too long or not printable")
 	errAddress = errors.New("its address cannot be reached")
 	errClear   = errors.New("it lies beyond loopback, and gossip is in the clear")
-	errCluster = errors.New("it belongs to another cluster")
+	errCluster = errors.New("it belongs to another cluster: its fingerprint key is another one")
 	errFull    = fmt.Errorf("there are %d members already", MaxMembers)
 )
 

@@ -52,6 +52,8 @@ const (
 	dialTimeout    = 5 * time.Second
 	dialBackoff    = 250 * time.Millisecond // first; it doubles up to
 	maxBackoff     = 2 * time.Second
+	missedAfter    = 3 * time.Second // without a session with a member: it is logged, and again
+	missedEvery    = time.Minute
 	crossDialWait  = 2 * time.Second // before the node with the greater name dials
 	votersEvery    = 100 * time.Millisecond
 	offsetsEvery   = time.Second
@@ -98,7 +100,7 @@ func newMembership(n *Node) (*membership, error) {
 		return m, nil
 	}
 	g := m.cfg.Gossip
-	g.Name, g.Clock, g.Logger = n.cfg.Name, n.cfg.Clock, n.cfg.Logger.Named("cluster")
+	g.Name, g.Clock, g.Logger = n.cfg.Name, n.cfg.Clock, n.cfg.Logger
 	g.Meta = n.meta
 	g.OnChange = func([]cluster.Member) { m.signal() }
 	var err error
@@ -231,21 +233,20 @@ func (m *membership) look(ctx context.Context) error {
 			return err
 		}
 	}
-	if m.gossip == nil {
-		return nil
-	}
-	var seen []voters.Voter
-	for _, p := range m.gossip.Members() {
-		if p.Status != cluster.Alive || p.Meta.Incarnation == ([16]byte{}) {
+	// Who is at the other end of a session has proved it. Who only gossips would keep the others from forming the first list.
+	seen := []voters.Voter{{Name: m.n.cfg.Name, Incarnation: voters.Incarnation(m.n.replica.incarnation)}}
+	for _, p := range m.n.Peers() {
+		if p.Client || p.Incarnation == (replication.Incarnation{}) {
 			continue
 		}
-		v := voters.Voter{Name: p.Name, Incarnation: voters.Incarnation(p.Meta.Incarnation)}
+		v := voters.Voter{Name: p.Name, Incarnation: voters.Incarnation(p.Incarnation)}
 		seen = append(seen, v)
-		if p.Name != m.n.cfg.Name {
-			if err := m.step(ctx, voters.PeerSeen{Name: v.Name, Incarnation: v.Incarnation}); err != nil {
-				return err
-			}
+		if err := m.step(ctx, voters.PeerSeen{Name: v.Name, Incarnation: v.Incarnation}); err != nil {
+			return err
 		}
+	}
+	if m.gossip == nil {
+		return nil
 	}
 	st := m.status.Load()
 	if st.Config.IsZero() && m.cfg.BootstrapExpect > 0 && len(seen) == m.cfg.BootstrapExpect {
@@ -375,6 +376,7 @@ type dialing struct {
 	missing time.Duration // since when there has been no session
 	next    time.Duration // not before
 	backoff time.Duration
+	warned  time.Duration // when it was last logged that there is none; 0: it has not been
 }
 
 // sessionsLoop holds a session with every member that this node should have one with, until ctx ends.
@@ -406,7 +408,10 @@ func (m *membership) dialMissing(ctx context.Context, g *errgroup.Group) {
 		}
 		switch {
 		case m.n.replica.connected(name):
-			d.missing = now
+			if d.missing = now; d.warned != 0 {
+				d.warned = 0
+				m.n.log.Info("there is a session again", "node", name)
+			}
 		case d.busy || now < d.next:
 		case m.n.cfg.Name > name && now-d.missing < crossDialWait:
 		default:
@@ -461,8 +466,13 @@ func (m *membership) session(ctx context.Context, name, addr string, d *dialing)
 		d.backoff = dialBackoff
 	}
 	d.busy, d.next = false, now+d.backoff/2+time.Duration(random()%uint64(d.backoff/2))
-	if ctx.Err() == nil {
+	switch {
+	case ctx.Err() != nil:
+	case now-d.missing < missedAfter || d.warned != 0 && now-d.warned < missedEvery || m.n.replica.connected(name):
 		m.n.log.Debug("no session", "node", name, "error", err)
+	default:
+		d.warned = now
+		m.n.log.Warn("no session with a member: nothing is exchanged with it", "node", name, "address", addr, "for", (now - d.missing).Round(time.Second).String(), "error", err)
 	}
 }
 

@@ -363,6 +363,8 @@ type PeerStats struct {
 	GuardedAt time.Duration
 	Audit     time.Duration // the last one that found no difference; the least Duration: none
 	Lag       Lag
+	// Incarnation is of its data directory; zero: it has not said it yet.
+	Incarnation Incarnation
 }
 
 // Stats returns counters.
@@ -379,6 +381,7 @@ func (r *Replica) Peers() []PeerStats {
 		s := PeerStats{
 			ID: p.id, Name: p.name, Client: p.client, RTT: p.rtt, Offset: time.Duration(p.offset) * time.Millisecond, Timed: p.timed,
 			View: p.viewed, Votes: p.votes, Guarded: p.guarded, GuardedAt: p.guardedAt, Audit: r.lastAudit(p), Lag: p.lag,
+			Incarnation: p.incarnation,
 		}
 		for i, o := range r.reg.list {
 			if o == nil {

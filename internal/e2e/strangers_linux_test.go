@@ -5,11 +5,13 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -32,87 +34,69 @@ func TestStrangers(t *testing.T) {
 			}
 		}
 	}
-	write("first")
 	w.run("ca", "init", "--cluster", "lab", "--out", w.path("otherca"))
-	w.run("ca", "issue", "node", "authority", "--ca", w.path("otherca"), "--out", w.path("othertls"))
 	w.file("other-gossip.key", base64.StdEncoding.EncodeToString(random(32)))
 	w.file("other-fingerprint.key", hex.EncodeToString(random(16)))
-	for _, stranger := range []struct {
+	otherCA := func(name string) []string {
+		w.run("ca", "issue", "node", name, "--ca", w.path("otherca"), "--out", w.path("othertls"))
+		return []string{"--tls-cert", w.path("othertls/" + name + ".crt"), "--tls-key", w.path("othertls/" + name + ".key"), "--tls-ca", w.path("othertls/ca.crt")}
+	}
+
+	// It is there before the others are, and counts for nothing when they form their list of voters.
+	early := w.stranger("authority", otherCA("authority")...)
+	w.args = append(w.args, "--join", early.host.at(7956))
+	w.form()
+	write("first")
+	early.says("certificate signed by unknown authority")
+	w.say("certificate signed by unknown authority")
+	early.end()
+
+	for _, c := range []struct {
 		name  string // of the node and of what is wrong
 		flags []string
 		says  string // what the node logs
 		heard string // what the others log
 	}{
-		{
-			"authority", []string{"--tls-cert", w.path("othertls/authority.crt"), "--tls-key", w.path("othertls/authority.key"), "--tls-ca", w.path("othertls/ca.crt")},
-			"certificate", "certificate",
-		},
-		{"fingerprint", []string{"--key-file", w.path("other-fingerprint.key")}, "another cluster", "another cluster"},
-		{"gossip", []string{"--gossip-key-file", w.path("other-gossip.key")}, "gossip key", ""},
+		{"fingerprint", []string{"--key-file", w.path("other-fingerprint.key")}, "its fingerprint key is another one", "its fingerprint key is another one"},
+		{"gossip", []string{"--gossip-key-file", w.path("other-gossip.key")}, "gossip key", "not sealed with a key of this ring"},
 	} {
-		t.Run(stranger.name, func(t *testing.T) {
-			outer := w.t
-			w.t, w.lab.t = t, t
-			defer func() { w.t, w.lab.t = outer, outer }()
-			m := w.add(stranger.name)
-			defer delete(w.hosts, m)
-			h := w.hosts[m]
-			client := &http.Client{Transport: &http.Transport{DialContext: h.dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // whoever it is: it runs here
-			defer client.CloseIdleConnections()
-			p, err := e2e.Start(t.Context(), e2e.Config{
-				Args: append(append(w.flags(m), "--bootstrap-expect", "0"), stranger.flags...),
-				Env:  []string{"HOME=" + w.home, "PATH=" + os.Getenv("PATH")}, Dir: w.home, HTTP: client, Unready: true,
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer p.Kill()
-			w.until("it says why", func() error {
-				if !strings.Contains(logOf(p), stranger.says) {
-					return fmt.Errorf("it logs:\n%s", logOf(p))
-				}
-				return nil
-			})
-			if stranger.heard != "" {
-				w.until("the others say why", func() error {
-					for _, m := range w.nodes {
-						if strings.Contains(logOf(m.proc), stranger.heard) {
-							return nil
-						}
-					}
-					return fmt.Errorf("%s logs:\n%s", w.nodes[0].name, logOf(w.nodes[0].proc))
-				})
-			}
-			write(stranger.name)
-			time.Sleep(3 * time.Second) // some rounds of joining and dialing
-			write(stranger.name + "-later")
-			res, err := client.Get(p.URL + "/readyz")
-			if err != nil {
-				t.Fatal(err)
-			}
-			body, _ := io.ReadAll(res.Body)
-			res.Body.Close()
-			if res.StatusCode != http.StatusServiceUnavailable {
-				t.Errorf("it calls itself ready: %s", body)
-			}
-			for _, other := range w.nodes {
-				res, err := other.adm.Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, member := range res.Msg.GetMembers() {
-					if member.GetName() == m.name && (member.GetConnected() || member.GetVoter()) {
-						t.Errorf("%s has a session with it: %s", other.name, member)
-					}
-				}
-			}
-			p.Kill()
-			if dump := w.run("journal", "dump", w.path(m.name)); len(dump) > 0 {
-				t.Errorf("it has records:\n%s", dump)
-			}
-			t.Logf("ready: %s; it logs:\n%s\n%s logs:\n%s", body, logOf(p), w.nodes[0].name, logOf(w.nodes[0].proc))
-		})
+		s := w.stranger(c.name, c.flags...)
+		s.says(c.says)
+		w.say(c.heard)
+		write(c.name)
+		time.Sleep(3 * time.Second) // some rounds of joining and dialing
+		write(c.name + "-later")
+		s.end()
 	}
+
+	// Who has the key of gossip but no certificate takes the name of a node that is away. Nobody believes that this is n3 without its data.
+	away := w.nodes[2]
+	w.kill(away)
+	s := w.stranger("n3", otherCA("n3")...)
+	w.until("n3 is a member elsewhere", func() error {
+		res, err := w.nodes[0].adm.Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
+		if err != nil {
+			return err
+		}
+		for _, p := range res.Msg.GetMembers() {
+			if p.GetName() == "n3" && p.GetStatus() == "alive" && p.GetGossipAddr() == s.host.at(7956) {
+				return nil
+			}
+		}
+		return fmt.Errorf("%v", res.Msg.GetMembers())
+	})
+	time.Sleep(3 * time.Second)
+	s.end()
+	w.boot(away)
+	w.until("n3 is back", w.connected)
+	write("back")
+	for _, m := range w.nodes {
+		res, err := m.adm.Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
+		if err != nil || res.Msg.GetVoters().GetNumber() != 1 {
+			t.Errorf("%s: somebody changed the voters: %v %v", m.name, res.Msg.GetVoters(), err)
+		}
+	}
+
 	t.Run("noise", func(t *testing.T) {
 		from := w.lab.add()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -153,6 +137,99 @@ func TestStrangers(t *testing.T) {
 		}
 		t.Logf("bytes of noise: %v", sent)
 	})
+}
+
+// stranger is a node that must not get in.
+type stranger struct {
+	w      *network
+	name   string
+	home   string
+	host   *host
+	client *http.Client
+	proc   *e2e.Process
+}
+
+// stranger starts a node on a host of its own, with flags that replace those of a proper one.
+func (w *network) stranger(name string, flags ...string) *stranger {
+	w.t.Helper()
+	s := &stranger{w: w, name: name, home: w.path("stranger-" + name)}
+	m := &member{name: name}
+	s.host = w.lab.add()
+	w.hosts[m] = s.host
+	if name != "n3" {
+		w.run("ca", "issue", "node", name, "--ca", w.path("ca"), "--out", w.path("tls"))
+	}
+	args := append(w.flags(m), "--data-dir", s.home)
+	delete(w.hosts, m)
+	s.client = &http.Client{Transport: &http.Transport{DialContext: s.host.dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // it runs here
+	var err error
+	s.proc, err = e2e.Start(w.t.Context(), e2e.Config{
+		Args: append(args, flags...), Env: []string{"HOME=" + w.home, "PATH=" + os.Getenv("PATH")}, Dir: w.home, HTTP: s.client, Unready: true,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(s.proc.Kill)
+	return s
+}
+
+// says waits until the stranger has logged why it is one.
+func (s *stranger) says(text string) {
+	s.w.t.Helper()
+	s.w.until(s.name+" says "+text, func() error {
+		if log := logOf(s.proc); !strings.Contains(log, text) {
+			return fmt.Errorf("it says:\n%s", log)
+		}
+		return nil
+	})
+}
+
+// say waits until one of the nodes has logged it.
+func (w *network) say(text string) {
+	w.t.Helper()
+	w.until("one of the nodes says "+text, func() error {
+		for _, m := range w.running() {
+			if strings.Contains(logOf(m.proc), text) {
+				return nil
+			}
+		}
+		return errors.New("none does")
+	})
+}
+
+// end fails unless the stranger has got nothing, and kills it.
+func (s *stranger) end() {
+	t := s.w.t
+	t.Helper()
+	res, err := s.client.Get(s.proc.URL + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(res.Body)
+	res.Body.Close()
+	s.client.CloseIdleConnections()
+	if res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("%s calls itself ready: %s", s.name, body)
+	}
+	for _, m := range s.w.running() {
+		res, err := m.adm.Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range res.Msg.GetMembers() {
+			if p.GetName() == s.name && p.GetConnected() {
+				t.Errorf("%s has a session with %s", m.name, p)
+			}
+		}
+		if voters := res.Msg.GetVoters().GetNames(); len(voters) != len(s.w.nodes) {
+			t.Errorf("%s: the voters are %v", m.name, voters)
+		}
+	}
+	s.proc.Kill()
+	if dump := s.w.run("journal", "dump", filepath.Join(s.home, s.name)); len(dump) > 0 {
+		t.Errorf("%s has records:\n%s", s.name, dump)
+	}
+	t.Logf("%s is not ready: %slogs:\n%s", s.name, body, logOf(s.proc))
 }
 
 // noise sends random bytes of random sizes until the other side has had enough, or for a moment, and returns how many.

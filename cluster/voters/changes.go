@@ -109,7 +109,7 @@ func (m *Machine) expireWishes() {
 		if why == "" {
 			why = "a majority of the voters"
 		}
-		m.result(w.ID, fmt.Errorf("%w: it waits for %s", ErrTimeout, why))
+		m.result(w.ID, &WaitError{For: why})
 		return true
 	})
 }

@@ -29,6 +29,14 @@ var (
 	ErrTimeout  = errors.New("voters: not decided in time")
 )
 
+// WaitError is an [ErrTimeout] that says what the change was still waiting for. It names no node, and the change may still come into force.
+type WaitError struct{ For string }
+
+func (e *WaitError) Error() string { return ErrTimeout.Error() + ": it waits for " + e.For }
+
+// Unwrap makes it match [ErrTimeout].
+func (e *WaitError) Unwrap() error { return ErrTimeout }
+
 // Event is what [Machine.Step] takes: one of the types below.
 type Event interface{ event() }
 

@@ -22,8 +22,8 @@ func (f *checkFlags) add(cmd *cobra.Command) {
 	f.freshness.allowed = enumNames(revokdv1.Freshness_name, "FRESHNESS_")
 	cmd.Flags().StringVar(&f.token, "token", "", "a signed token, which the node verifies; @file reads it from a file, - from stdin")
 	cmd.Flags().StringVar(&f.claims, "claims", "", "the claims of a token that you have verified, as JSON; @file or - as in --token")
-	choiceFlag(cmd, &f.freshness, "freshness", "which voters the answering view must be fresh for")
-	cmd.Flags().Var(&f.maxStaleness, "max-staleness", "how old the answering view may be")
+	choiceFlag(cmd, &f.freshness, "freshness", "for whom the answering view must be fresh: for nobody, a majority of the voters, all voters (default quorum)")
+	cmd.Flags().Var(&f.maxStaleness, "max-staleness", "how old the answering view may be; beyond it the answer is unknown instead of active (default 30s, or as the node was started)")
 }
 
 func (f *checkFlags) request(c *cli, cmd *cobra.Command) (*revokdv1.CheckRequest, error) {
@@ -54,10 +54,14 @@ func (c *cli) checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Ask whether a token is revoked",
 		Long: `Ask whether a token is revoked. The exit code is the answer: 0 active, 3 revoked, 4 unknown (the node cannot
-judge: refuse the request, with 503 rather than 401), 1 if there was no answer.`,
+judge: refuse the request, with 503 rather than 401), 1 if there was no answer.
+
+In a cluster a node answers by its view, which is as old as what it last heard of the voters. It says active only as long as that is
+younger than --max-staleness; what is known to be revoked it says always. --freshness any takes a view of any age.`,
 		Example: `  revokd check --token "$T" && echo welcome
   echo "$T" | revokd check --token -
   revokd check --claims '{"iss":"https://id.example","sub":"alice","iat":1767225600,"exp":1767229200}'
+  revokd check --token "$T" --freshness all --max-staleness 2s
   revokd check --token "$T" --output json`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -120,6 +120,14 @@ func (c *cli) service() (revokdv1connect.RevocationServiceClient, error) {
 	return revokdv1connect.NewRevocationServiceClient(client, base, connect.WithReadMaxBytes(maxAnswer)), nil
 }
 
+func (c *cli) clusterService() (revokdv1connect.ClusterServiceClient, error) {
+	client, base, err := c.httpClient()
+	if err != nil {
+		return nil, err
+	}
+	return revokdv1connect.NewClusterServiceClient(client, base, connect.WithReadMaxBytes(maxAnswer)), nil
+}
+
 // retries are the pauses before another attempt when the node is unavailable.
 var retries = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, 800 * time.Millisecond}
 

@@ -74,10 +74,11 @@ func (c *cli) revokeFile(cmd *cobra.Command, f *revokeFlags) error {
 	refusals.before = meter.clear
 	options := f.write.options()
 	options.IdempotencyKey = "" // of a single call
+	var receipt *revokdv1.Receipt
 	done, err := bulk.Run(cmd.Context(), bulk.Config{
 		Service: svc, Input: src.in, Start: src.start, Options: options,
 		Default: &revokdv1.RevokeRequest{Reason: f.write.reasonValue(), Comment: f.write.comment},
-		Refused: refusals.add,
+		Refused: refusals.add, Confirmed: func(r *revokdv1.Receipt) { receipt = r },
 		Settled: func(p bulk.Progress) error {
 			now := time.Now()
 			meter.update(p, now)
@@ -85,13 +86,24 @@ func (c *cli) revokeFile(cmd *cobra.Command, f *revokeFlags) error {
 		},
 	})
 	meter.clear()
-	if err != nil {
+	unconfirmed := errors.Is(err, bulk.ErrUnconfirmed) && cmd.Context().Err() == nil
+	if err != nil && !unconfirmed {
 		return c.interrupted(cmd.Context(), src, done, err)
 	}
 	if err := errors.Join(refusals.close(), src.remove()); err != nil {
 		return err
 	}
-	if err := c.printSummary(done); err != nil {
+	if unconfirmed {
+		receipt = nil // the error has it
+	}
+	if err := c.printSummary(done, receipt); err != nil {
+		return err
+	}
+	if unconfirmed && receiptOf(err) == nil {
+		_, cause, _ := describe(c.explainFailure(err))
+		return fmt.Errorf("%w: %s", bulk.ErrUnconfirmed, cause)
+	}
+	if unconfirmed {
 		return err
 	}
 	if done.Refused > 0 {
@@ -129,18 +141,30 @@ func (c *cli) interrupted(ctx context.Context, src *source, done bulk.Progress, 
 	return fmt.Errorf("%w; %d lines were handled: run the same command again to go on behind them", err, done.Line)
 }
 
-func (c *cli) printSummary(p bulk.Progress) error {
-	if c.output == "json" {
-		return c.printJSON(struct {
-			Lines          int64 `json:"lines"`
-			Revoked        int64 `json:"revoked"`
-			Covered        int64 `json:"covered"`
-			AlreadyExpired int64 `json:"already_expired"`
-			Refused        int64 `json:"refused"`
-		}{p.Line, p.Revoked, p.Covered, p.AlreadyExpired, p.Refused})
+// printSummary writes what became of the lines, and in a cluster who holds them.
+func (c *cli) printSummary(p bulk.Progress, receipt *revokdv1.Receipt) error {
+	shared := len(receipt.GetConfirmed())+len(receipt.GetUnconfirmed()) > 1
+	out := struct {
+		Lines          int64           `json:"lines"`
+		Revoked        int64           `json:"revoked"`
+		Covered        int64           `json:"covered"`
+		AlreadyExpired int64           `json:"already_expired"`
+		Refused        int64           `json:"refused"`
+		Receipt        json.RawMessage `json:"receipt,omitempty"`
+	}{p.Line, p.Revoked, p.Covered, p.AlreadyExpired, p.Refused, nil}
+	if shared {
+		b, err := compactJSON(receipt)
+		if err != nil {
+			return err
+		}
+		out.Receipt = b
 	}
-	return c.write(fmt.Appendf(nil, "%d lines: %d revoked, %d covered, %d already expired, %d refused\n",
-		p.Line, p.Revoked, p.Covered, p.AlreadyExpired, p.Refused))
+	return c.printValue(out, func(w io.Writer) {
+		fmt.Fprintf(w, "%d lines: %d revoked, %d covered, %d already expired, %d refused\n", p.Line, p.Revoked, p.Covered, p.AlreadyExpired, p.Refused)
+		if shared {
+			fmt.Fprintln(w, receiptText(receipt))
+		}
+	})
 }
 
 // source is the input of a bulk revocation and where its progress is kept.

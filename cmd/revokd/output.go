@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 
@@ -43,21 +44,29 @@ func (f *outputFlag) Set(s string) error {
 
 // print writes the answer: as one JSON object, or as text by the function.
 func (c *cli) print(m proto.Message, text func(w io.Writer)) error {
-	var out bytes.Buffer
 	if c.output == "json" {
-		// protojson varies its white space on purpose; scripts compare.
-		b, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(m)
+		b, err := compactJSON(m)
 		if err != nil {
-			return fmt.Errorf("encode the answer: %w", err)
+			return err
 		}
-		if err := json.Compact(&out, b); err != nil {
-			return fmt.Errorf("encode the answer: %w", err)
-		}
-		out.WriteByte('\n')
-	} else {
-		text(&out)
+		return c.write(append(b, '\n'))
 	}
+	var out bytes.Buffer
+	text(&out)
 	return c.write(out.Bytes())
+}
+
+// compactJSON writes a message as JSON. protojson varies its white space on purpose; scripts compare.
+func compactJSON(m proto.Message) ([]byte, error) {
+	b, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode the answer: %w", err)
+	}
+	var out bytes.Buffer
+	if err := json.Compact(&out, b); err != nil {
+		return nil, fmt.Errorf("encode the answer: %w", err)
+	}
+	return out.Bytes(), nil
 }
 
 // printJSON writes a value that is no message of the API.
@@ -89,8 +98,12 @@ func (c *cli) write(b []byte) error {
 // printError writes an error for people, or as one JSON object, to stderr.
 func (c *cli) printError(err error) {
 	code, message, detail := describe(err)
+	receipt := receiptOf(err)
 	if c.output != "json" {
 		fmt.Fprintf(c.stderr, "revokd: %s\n", message)
+		if receipt != nil {
+			fmt.Fprintf(c.stderr, "receipt: %s\n", receiptText(receipt))
+		}
 		return
 	}
 	var out struct {
@@ -100,7 +113,15 @@ func (c *cli) printError(err error) {
 			Kind    string `json:"kind,omitempty"`
 			Field   string `json:"field,omitempty"`
 			Limit   string `json:"limit,omitempty"`
+
+			// Of a write that is durable on the node, but that fewer nodes have confirmed than was asked for.
+			Receipt json.RawMessage `json:"receipt,omitempty"`
 		} `json:"error"`
+	}
+	if receipt != nil {
+		if b, err := compactJSON(receipt); err == nil {
+			out.Error.Receipt = b
+		}
 	}
 	out.Error.Code, out.Error.Message = code, message
 	out.Error.Kind, out.Error.Field, out.Error.Limit = detail.GetKind(), detail.GetField(), detail.GetLimit()
@@ -109,20 +130,35 @@ func (c *cli) printError(err error) {
 	}
 }
 
+// receiptOf returns the receipt that comes with the error of a write that was not confirmed as widely as was asked for; nil if there is none.
+func receiptOf(err error) *revokdv1.Receipt {
+	r, _ := detailOf[*revokdv1.Receipt](err)
+	return r
+}
+
+// detailOf returns the first detail of a type that a node has sent with an error.
+func detailOf[T proto.Message](err error) (found T, ok bool) {
+	var remote *connect.Error
+	if !errors.As(err, &remote) {
+		return found, false
+	}
+	for _, d := range remote.Details() {
+		if v, err := d.Value(); err == nil {
+			if found, ok = v.(T); ok {
+				return found, true
+			}
+		}
+	}
+	return found, false
+}
+
 // describe returns the code and detail that a node sent, and a message that names field and limit.
 func describe(err error) (code, message string, detail *revokdv1.ErrorDetail) {
 	var remote *connect.Error
 	if !errors.As(err, &remote) {
 		return "", oneLine(err.Error()), nil
 	}
-	for _, d := range remote.Details() {
-		if v, err := d.Value(); err == nil {
-			if found, ok := v.(*revokdv1.ErrorDetail); ok {
-				detail = found
-				break
-			}
-		}
-	}
+	detail, _ = detailOf[*revokdv1.ErrorDetail](err)
 	message = remote.Message()
 	if message == "" {
 		message = remote.Code().String()
@@ -201,6 +237,12 @@ func verdictLine(v *revokdv1.CheckResponse) string {
 	case v.GetVerdict() == revokdv1.Verdict_VERDICT_UNKNOWN && v.GetUnknownCause() != "":
 		s += "  cause " + v.GetUnknownCause()
 	}
+	switch age := v.GetAge().AsDuration(); {
+	case age == math.MaxInt64:
+		s += "  by a view without a majority of the voters"
+	case age > 0: // a node that is a majority by itself has none
+		s += "  by a view " + fineText(v.GetAge()) + " old"
+	}
 	return s
 }
 
@@ -220,6 +262,13 @@ func receiptText(r *revokdv1.Receipt) string {
 	s := "durability " + enumName(r.GetDurability().String(), "DURABILITY_")
 	if r.GetDurability() == revokdv1.Durability_DURABILITY_MEMORY {
 		s += " (gone with the process)"
+	}
+	if len(r.GetConfirmed())+len(r.GetUnconfirmed()) <= 1 { // a lone node: there is nobody else to speak of
+		return s
+	}
+	s += " ack " + enumName(r.GetAck().String(), "ACK_LEVEL_")
+	if len(r.GetConfirmed()) > 0 {
+		s += " confirmed " + strings.Join(r.GetConfirmed(), ", ")
 	}
 	if len(r.GetUnconfirmed()) > 0 {
 		s += " unconfirmed " + strings.Join(r.GetUnconfirmed(), ", ")

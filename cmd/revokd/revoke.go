@@ -42,8 +42,8 @@ func (f *writeFlags) add(cmd *cobra.Command) {
 	f.reason.allowed = enumNames(revokdv1.Reason_name, "REASON_")
 	f.ack.allowed = enumNames(revokdv1.AckLevel_name, "ACK_LEVEL_")
 	choiceFlag(cmd, &f.reason, "reason", "why")
-	choiceFlag(cmd, &f.ack, "ack", "which nodes must hold it durably before the command returns")
-	cmd.Flags().Var(&f.ackTimeout, "ack-timeout", "how long to wait for them")
+	choiceFlag(cmd, &f.ack, "ack", "who must hold it durably before the command returns: the node, a majority of the voters, all voters (default quorum with three voters or more)")
+	cmd.Flags().Var(&f.ackTimeout, "ack-timeout", "how long the node waits for them, at most 30s; then the command fails and says who has confirmed; nothing is rolled back (default 5s)")
 	cmd.Flags().StringVar(&f.comment, "comment", "", "free text for the audit log of the node, at most 256 bytes")
 	cmd.Flags().StringVar(&f.key, "idempotency-key", "", "repeat the call with this key: it answers as the first did (default: a new one)")
 }
@@ -65,6 +65,21 @@ func (f *writeFlags) options() *revokdv1.WriteOptions {
 		o.AckTimeout = durationpb.New(f.ackTimeout.d)
 	}
 	return o
+}
+
+// patience makes the command outlast what the node may wait for the others: otherwise it would end without the receipt.
+func (f *writeFlags) patience(c *cli, cmd *cobra.Command) error {
+	const margin = 2 * time.Second
+	switch {
+	case !f.ackTimeout.set:
+	case f.ackTimeout.d <= 0:
+		return usagef("--ack-timeout: out of range: more than 0")
+	case !cmd.Flags().Changed("timeout"):
+		c.timeout = max(c.timeout, f.ackTimeout.d+margin)
+	case f.ackTimeout.d >= c.timeout:
+		return usagef("--ack-timeout and --timeout: conflict: the command would give up before the node does")
+	}
+	return nil
 }
 
 // expiryFlags state a deadline.
@@ -114,7 +129,9 @@ func (c *cli) revokeCommand() *cobra.Command {
 
 A match that names a token, a session or a key denies it for good. Anything wider denies what was issued before
 now, or before --issued-before, or with an integer claim --below a value; later logins are accepted.
-When the command returns, the revocation has the durability that it prints.`,
+When the command returns, the revocation has the durability that it prints. In a cluster it also says which nodes hold it. If those are fewer
+than --ack asks for, the command ends with exit code 1 and says who has confirmed: the revocation is durable on the node that was asked, is
+enforced there, and reaches the others as soon as they can be reached.`,
 		Example: `  # log out: one token, its session, or all devices of its subject
   revokd revoke --token "$T" --reason logout
   revokd revoke --token "$T" --scope session
@@ -132,10 +149,16 @@ When the command returns, the revocation has the durability that it prints.`,
   revokd revoke --match tenant_id=acme,admin:=true
   revokd revoke --everything
 
+  # in a cluster: return when every voter holds it, or say who does not
+  revokd revoke --token "$T" --ack all --ack-timeout 2s
+
   # many: one JSON object per line, resumed after an interruption
   revokd revoke --from-file ids.ndjson`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.write.patience(c, cmd); err != nil {
+				return err
+			}
 			if f.bulk.file != "" {
 				return c.revokeFile(cmd, f)
 			}
@@ -273,6 +296,9 @@ application that must not come back. A block ends at its deadline, by default th
 			if err != nil {
 				return err
 			}
+			if err := write.patience(c, cmd); err != nil {
+				return err
+			}
 			until, err := expiry.proto(cmd)
 			if err != nil {
 				return err
@@ -305,6 +331,9 @@ lifted; where a token was revoked, issue a new one.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			m, err := match.parse(cmd)
 			if err != nil {
+				return err
+			}
+			if err := write.patience(c, cmd); err != nil {
 				return err
 			}
 			svc, err := c.service()

@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 )
@@ -27,8 +28,8 @@ func table(w io.Writer, rows [][]string) {
 func (c *cli) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Describe the node: readiness, clock, records, memory, journal",
-		Long:  `Describe the node. The exit code is 0 whenever the node answered; "revokd health" tells whether it is ready.`,
+		Short: "Describe the node: readiness, clock, records, memory, journal, cluster",
+		Long:  `Describe the node, and how it stands to the voters of its cluster; "revokd members" lists the other nodes. The exit code is 0 whenever the node answered; "revokd health" tells whether it is ready.`,
 		Example: `  revokd status
   revokd status --output json`,
 		Args: noArguments,
@@ -86,7 +87,34 @@ func statusText(w io.Writer, s *revokdv1.StatusResponse) {
 			rows = append(rows, []string{"journal error", j.GetError()})
 		}
 	}
+	if r := s.GetReplication(); r.GetVotersNumber() > 0 || r.GetPeers() > 0 || r.GetClients() > 0 {
+		rows = append(rows, replicationRows(r)...)
+	}
 	table(w, rows)
+}
+
+func replicationRows(r *revokdv1.ReplicationStatus) [][]string {
+	voters := "none yet"
+	if r.GetVotersNumber() > 0 {
+		role := "this node is not one of them"
+		if r.GetVotes() {
+			role = "this node votes"
+		}
+		voters = fmt.Sprintf("%s (list %d, %s)", strings.Join(r.GetVoters(), ", "), r.GetVotersNumber(), role)
+	}
+	age := func(d *durationpb.Duration) string {
+		if d == nil {
+			return "none"
+		}
+		return fineText(d) + " old"
+	}
+	return [][]string{
+		{"voters", voters},
+		{"connected", fmt.Sprintf("%d nodes, %d client replicas", r.GetPeers(), r.GetClients())},
+		{"view", fmt.Sprintf("of a majority of the voters %s, of all %s", age(r.GetQuorumAge()), age(r.GetAllAge()))},
+		{"behind", fmt.Sprintf("in %d origins of records", r.GetBehind())},
+		{"from peers", fmt.Sprintf("%d records refused, %d repaired by audits", r.GetRefused(), r.GetRepaired())},
+	}
 }
 
 func (c *cli) healthCommand() *cobra.Command {

@@ -120,3 +120,18 @@ func receiptAnswer(r node.Receipt) *revokdv1.Receipt {
 	}
 	return m
 }
+
+func replicationAnswer(st node.Status, peers []node.Peer) *revokdv1.ReplicationStatus {
+	m := &revokdv1.ReplicationStatus{
+		Voters: st.Voters, VotersNumber: st.VotersNumber, Votes: st.Votes, QuorumAge: ageAnswer(st.QuorumAge), AllAge: ageAnswer(st.AllAge),
+		Behind: int64(st.Replication.Behind), Repaired: st.Replication.Repaired, Refused: st.Replication.Refused,
+	}
+	for _, p := range peers {
+		if p.Client {
+			m.Clients++
+		} else {
+			m.Peers++
+		}
+	}
+	return m
+}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"math"
 	"net/http"
 	"runtime"
 	"sync/atomic"
@@ -10,6 +11,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/revokd/revokd/cluster"
+	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/node"
 	"github.com/revokd/revokd/revocation"
 )
 
@@ -108,6 +112,45 @@ var (
 	descPending     = desc("api_pending_bytes", "Bytes of requests that are being worked on.")
 	descStreams     = desc("api_streams", "Calls of RevokeStream that are open.")
 	descPanics      = desc("api_panics_total", "Handlers that panicked.")
+
+	descVoters       = desc("voters", "Voters of the cluster.")
+	descVotersNumber = desc("voters_number", "Number of the list of voters: it grows with each change and is the same on all nodes.")
+	descVotes        = desc("votes", "1 if this node, with its present data, is one of the voters.")
+	descViewAge      = desc("view_age_seconds", "Age of the view by which checks are answered, of a majority of the voters and of all; +Inf without one.", "freshness")
+	descClockOffset  = desc("clock_offset_seconds", "How far the median of the peers' wall clocks is ahead of this one.")
+	descSessions     = desc("replication_sessions", "Sessions with other replicas.", "kind")
+	descSent         = desc("replication_records_sent_total", "Records sent to peers, from the log and from scans of the table.", "by")
+	descReceived     = desc("replication_records_received_total", "Records taken from peers.", "by")
+	descDuplicates   = desc("replication_records_duplicate_total", "Records of those received that were held already.", "by")
+	descPeerRefused  = desc("replication_records_refused_total", "Records of peers that were refused: the node is not fresh until they are accepted.")
+	descReissued     = desc("replication_records_reissued_total", "Records that came of joining two others and were written anew.")
+	descRepaired     = desc("replication_records_repaired_total", "Records that only an audit found: there should be none.")
+	descPulls        = desc("replication_pulls_total", "Requests for records of a peer's log.")
+	descScans        = desc("replication_scans_total", "Scans of a peer's table, because its log did not reach back far enough.")
+	descAudits       = desc("replication_audits_total", "Comparisons of sums over all records, by result.", "result")
+	descOrigins      = desc("replication_origins", "Origins of records that are known.")
+	descBehind       = desc("replication_behind_origins", "Origins of which a peer holds more than this node.")
+	descLogBytes     = desc("replication_log_bytes", "Memory for recent records that peers may still need.")
+
+	descPeerLag    = desc("peer_lag_seconds", "Time until a peer said that it holds a record of this node, the way back included.", "peer")
+	descPeerView   = desc("peer_view_age_seconds", "Age of the view of what a peer holds; +Inf without one.", "peer")
+	descPeerAudit  = desc("peer_audit_age_seconds", "Time since sums over all records were last found equal with a peer; +Inf: never.", "peer")
+	descPeerBehind = desc("peer_behind_records", "Records that a peer lacks of what this node holds.", "peer")
+	descPeerAhead  = desc("peer_ahead_records", "Records that a peer holds and this node lacks.", "peer")
+	descPeerRTT    = desc("peer_rtt_seconds", "Round trip of a message.", "peer")
+	descPeerOffset = desc("peer_clock_offset_seconds", "How far a peer's wall clock is ahead of this one.", "peer")
+
+	descMembers       = desc("gossip_members", "Members of the cluster, this node included, by what gossip says of them.", "status")
+	descGossipHealth  = desc("gossip_health", "0 is well; higher: this node does not keep up, and is slower to suspect others.")
+	descJoinRounds    = desc("gossip_join_rounds_total", "Rounds of looking for members that are missing.")
+	descJoins         = desc("gossip_joins_total", "Exchanges of states that began here to join.", "result")
+	descUnresolved    = desc("gossip_unresolved_total", "Names of seeds that could not be resolved, counted in each round.")
+	descPackets       = desc("gossip_packets_total", "Packets of gossip.", "direction")
+	descGossipBytes   = desc("gossip_bytes_total", "Bytes of gossip.", "direction")
+	descGossipRefused = desc("gossip_refused_total", "Gossip that was refused, by why.", "reason")
+	descConflicts     = desc("gossip_name_conflicts_total", "Announcements of a name at a second address.")
+	descSealed        = desc("gossip_sealed_total", "Messages sealed with the key in use; all nodes together should not pass 2^32.")
+	descLinesLeftOut  = desc("gossip_log_lines_left_out_total", "Lines of the library's log that were not logged.")
 )
 
 func (c nodeCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
@@ -149,6 +192,101 @@ func (c nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descPending, float64(c.server.pending.Load()))
 	gauge(descStreams, float64(len(c.server.streams)))
 	counter(descPanics, c.panics.Load())
+	c.collectReplication(st, gauge, counter)
+	c.collectPeers(ch, gauge)
+	if g := c.server.node.Gossip(); g != nil {
+		collectGossip(g.Stats(), gauge, counter)
+	}
+}
+
+type (
+	gaugeFunc   func(d *prometheus.Desc, v float64, labels ...string)
+	counterFunc func(d *prometheus.Desc, v uint64, labels ...string)
+)
+
+func (c nodeCollector) collectReplication(st node.Status, gauge gaugeFunc, counter counterFunc) {
+	gauge(descVoters, float64(len(st.Voters)))
+	gauge(descVotersNumber, float64(st.VotersNumber))
+	gauge(descVotes, truth(st.Votes))
+	gauge(descViewAge, ageSeconds(st.QuorumAge), "quorum")
+	gauge(descViewAge, ageSeconds(st.AllAge), "all")
+	gauge(descClockOffset, c.server.node.ClockOffset().Seconds())
+	r := st.Replication
+	counter(descSent, r.Sent, "log")
+	counter(descSent, r.ScanSent, "scan")
+	counter(descReceived, r.Received, "log")
+	counter(descReceived, r.Scanned, "scan")
+	counter(descDuplicates, r.Duplicates, "log")
+	counter(descDuplicates, r.Scanned-r.ScannedNew, "scan")
+	counter(descPeerRefused, r.Refused)
+	counter(descReissued, r.Reissued)
+	counter(descRepaired, r.Repaired)
+	counter(descPulls, r.Pulls)
+	counter(descScans, r.Scans)
+	counter(descAudits, r.AuditsEqual, "equal")
+	counter(descAudits, r.AuditDifferences, "different")
+	gauge(descOrigins, float64(r.Origins))
+	gauge(descBehind, float64(r.Behind))
+	gauge(descLogBytes, float64(r.LogBytes))
+}
+
+// collectPeers shows the sessions: those with nodes one by one, those with clients, which may be thousands, as a number.
+func (c nodeCollector) collectPeers(ch chan<- prometheus.Metric, gauge gaugeFunc) {
+	clients, nodes := 0, 0
+	for _, p := range c.server.node.Peers() {
+		if p.Client {
+			clients++
+			continue
+		}
+		nodes++
+		gauge(descPeerView, ageSeconds(p.ViewAge), p.Name)
+		gauge(descPeerAudit, ageSeconds(p.AuditAge), p.Name)
+		gauge(descPeerBehind, float64(p.Behind), p.Name)
+		gauge(descPeerAhead, float64(p.Ahead), p.Name)
+		if p.Timed {
+			gauge(descPeerRTT, p.RTT.Seconds(), p.Name)
+			gauge(descPeerOffset, p.Offset.Seconds(), p.Name)
+		}
+		buckets, sum := make(map[float64]uint64, len(replication.LagBounds)), uint64(0)
+		for i, bound := range replication.LagBounds {
+			sum += p.Lag.Buckets[i]
+			buckets[bound.Seconds()] = sum
+		}
+		ch <- prometheus.MustNewConstHistogram(descPeerLag, p.Lag.Count, p.Lag.Sum.Seconds(), buckets, p.Name)
+	}
+	gauge(descSessions, float64(nodes), "node")
+	gauge(descSessions, float64(clients), "client")
+}
+
+func collectGossip(g cluster.Stats, gauge gaugeFunc, counter counterFunc) {
+	for status, n := range map[cluster.Status]int{cluster.Alive: g.Alive, cluster.Suspect: g.Suspect, cluster.Dead: g.Dead, cluster.Left: g.Left} {
+		gauge(descMembers, float64(n), status.String())
+	}
+	gauge(descGossipHealth, float64(g.Health))
+	counter(descJoinRounds, g.Rounds)
+	counter(descJoins, g.Joins-g.JoinsFailed, "ok")
+	counter(descJoins, g.JoinsFailed, "failed")
+	counter(descUnresolved, g.Unresolved)
+	counter(descPackets, g.PacketsIn, "in")
+	counter(descPackets, g.PacketsOut, "out")
+	counter(descGossipBytes, g.BytesIn, "in")
+	counter(descGossipBytes, g.BytesOut, "out")
+	for reason, n := range map[string]uint64{
+		"key": g.RefusedKey, "kind": g.RefusedKind, "incarnation": g.RefusedIncarnation, "streams": g.RefusedStreams, "members": g.RefusedMembers,
+	} {
+		counter(descGossipRefused, n, reason)
+	}
+	counter(descConflicts, g.Conflicts)
+	counter(descSealed, g.Sealed)
+	counter(descLinesLeftOut, g.LinesLeftOut)
+}
+
+// ageSeconds is infinite where there is no view: an alert on a limit then fires.
+func ageSeconds(d time.Duration) float64 {
+	if d == math.MaxInt64 {
+		return math.Inf(1)
+	}
+	return d.Seconds()
 }
 
 func truth(b bool) float64 {

@@ -221,6 +221,7 @@ func (s revocations) Status(context.Context, *connect.Request[revokdv1.StatusReq
 		BlocksEndingSoon: int64(st.BlocksEnding),
 		LiveShapes:       int32(st.Table.LiveShapes), LiveShapesLimit: revocation.MaxLiveShapes,
 		Uptime: durationpb.New(st.Uptime), KeyId: st.KeyID.String(), Dev: s.cfg.Dev != nil, Issuers: s.node.Policy().IssuerNames(),
+		Replication: replicationAnswer(st, s.node.Peers()),
 	}
 	return connect.NewResponse(m), nil
 }

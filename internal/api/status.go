@@ -10,6 +10,7 @@ import (
 
 	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/cluster/voters"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
@@ -76,6 +77,15 @@ var outcomes = []struct {
 	{node.ErrNoJournal, outcome{code: connect.CodeFailedPrecondition, kind: "not_allowed", limit: "durability disk", message: "the node has no journal: there is nothing to back up"}},
 	{node.ErrAck, outcome{code: connect.CodeDeadlineExceeded, kind: "ack", field: "options.ack", message: "the write is durable on this node and will reach the others; fewer than asked for have confirmed it in time, see the receipt"}},
 	{node.ErrNoCluster, outcome{code: connect.CodeFailedPrecondition, kind: "no_cluster", message: "the node does not belong to a cluster"}},
+	{voters.ErrNoConfig, outcome{code: connect.CodeFailedPrecondition, kind: "voters", message: "there are no voters yet"}},
+	{voters.ErrPresent, outcome{code: connect.CodeFailedPrecondition, kind: "voters", field: "add", message: "the node is a voter already, with another data directory: it looks after that itself"}},
+	{voters.ErrFull, outcome{code: connect.CodeFailedPrecondition, kind: "voters", field: "add", limit: "at most 64 voters", message: "there are too many voters"}},
+	{voters.ErrLast, outcome{code: connect.CodeFailedPrecondition, kind: "voters", field: "remove", message: "the last voter cannot be removed"}},
+	{voters.ErrUnknown, outcome{code: connect.CodeFailedPrecondition, kind: "voters", field: "accept_loss", message: "no voter has that name"}},
+	{voters.ErrNotVoter, outcome{code: connect.CodeFailedPrecondition, kind: "voters", field: "accept_loss", message: "the node that is asked would not be a voter: ask one that is"}},
+	{voters.ErrName, outcome{code: connect.CodeInvalidArgument, kind: "malformed", field: "change", limit: "1 to 64 bytes", message: "no node can have that name"}},
+	{voters.ErrBusy, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many changes of the voters are waiting", retry: 5}},
+	{voters.ErrTimeout, outcome{code: connect.CodeFailedPrecondition, kind: "voters", message: "the voters were not changed in time; the change may still come into force"}},
 	{node.ErrVoters, outcome{code: connect.CodeFailedPrecondition, kind: "voters", message: "the voters were not changed, or not yet"}},
 	{node.ErrSession, outcome{code: connect.CodeAborted, kind: "session", message: "the session is not wanted: there is one already, or the node is not ready"}},
 	{replication.ErrIncompatible, outcome{code: connect.CodePermissionDenied, kind: "incompatible", message: "the peer belongs to another cluster, has another fingerprint key or speaks another version"}},
@@ -157,6 +167,9 @@ func outcomeOf(err error) (o outcome, valueKind string, known bool) {
 		if o.limit == "" {
 			o.limit, valueKind = field.Limit, field.ValueKind
 		}
+	}
+	if waits, ok := errors.AsType[*voters.WaitError](err); ok {
+		o.limit = "it waits for " + waits.For
 	}
 	if !known {
 		o = internal

@@ -74,6 +74,10 @@ type Refusal struct {
 	Item *revokdv1.ItemError // if the node did
 }
 
+// ErrUnconfirmed: every line is settled, the revocations are durable on the node, but that as many other nodes hold them as Options ask for is not
+// known. If the node has said who does, its receipt is among the details of the error.
+var ErrUnconfirmed = errors.New("all lines are durable on the node; which other nodes hold them is not known")
+
 // Config of [Run].
 type Config struct {
 	Service revokdv1connect.RevocationServiceClient // over HTTP/2
@@ -82,14 +86,15 @@ type Config struct {
 	Options *revokdv1.WriteOptions
 	Default *revokdv1.RevokeRequest // reason and comment of lines that have none
 
-	Refused func(Refusal) error  // in the order of the lines; nil: not told
-	Settled func(Progress) error // after each step; nil: not told
+	Refused   func(Refusal) error     // in the order of the lines; nil: not told
+	Settled   func(Progress) error    // after each step; nil: not told
+	Confirmed func(*revokdv1.Receipt) // what a stream ended with: who holds all that came before it; nil: not told
 
 	pause func(ctx context.Context, attempt int) // nil: the pauses above
 }
 
 // Run reads lines until the input ends and returns how far it came. The error says why it stopped early; what Progress
-// covers is done. When ctx ends Run returns its error. A read that blocks is left behind: it ends with the input.
+// covers is done; [ErrUnconfirmed] comes with all of it. When ctx ends Run returns its error. A read that blocks is left behind: it ends with the input.
 func Run(ctx context.Context, cfg Config) (Progress, error) {
 	if cfg.pause == nil {
 		cfg.pause = pause
@@ -166,12 +171,16 @@ func (r *run) read(ctx context.Context) {
 // connect opens one stream after the other until everything is settled.
 func (r *run) connect(ctx context.Context) error {
 	attempt := 0
+	var err error // of the last stream
 	for {
-		if more, err := r.await(ctx); !more {
-			return err
+		if more, awaited := r.await(ctx); !more {
+			if awaited == nil && err != nil && r.cfg.Options.GetAck() != revokdv1.AckLevel_ACK_LEVEL_LOCAL {
+				awaited = fmt.Errorf("%w: %w", ErrUnconfirmed, err)
+			}
+			return awaited
 		}
 		before := r.snapshot()
-		err := r.stream(ctx)
+		err = r.stream(ctx)
 		after := r.snapshot()
 		switch {
 		case ctx.Err() != nil || err == nil:
@@ -338,6 +347,9 @@ func (r *run) receive(s *clientStream) error {
 		}
 		if err := r.acknowledge(last, m, refused); err != nil {
 			return err
+		}
+		if m.GetReceipt() != nil && r.cfg.Confirmed != nil {
+			r.cfg.Confirmed(m.GetReceipt())
 		}
 		last = m
 	}

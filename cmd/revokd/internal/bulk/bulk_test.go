@@ -30,6 +30,8 @@ type fakeNode struct {
 
 	// fail is called before each message of a stream; an error ends the stream.
 	fail func(stream, message int) error
+	// end is what streams end with once everything has been acknowledged; nil: the receipt.
+	end error
 	// refuse judges an item.
 	refuse func(jti string) *revokdv1.ItemError
 }
@@ -43,8 +45,11 @@ func (n *fakeNode) RevokeStream(_ context.Context, s *connect.BidiStream[revokdv
 	for message := 0; ; message++ {
 		in, err := s.Receive()
 		if errors.Is(err, io.EOF) {
+			if n.end != nil {
+				return n.end
+			}
 			out.Errors = nil
-			out.Receipt = &revokdv1.Receipt{}
+			out.Receipt = &revokdv1.Receipt{Confirmed: []string{"n1"}}
 			return s.Send(&out)
 		}
 		if err != nil {
@@ -262,6 +267,42 @@ func TestReconnect(t *testing.T) {
 	}
 	if missing := n.missing(ids); missing != 0 || n.streams != 5 {
 		t.Errorf("%d ids did not arrive over %d streams, want 5", missing, n.streams)
+	}
+}
+
+// TestUnconfirmed: lines that the node holds are not taken for lines that as many nodes hold as was asked for.
+func TestUnconfirmed(t *testing.T) {
+	text, _, _ := file(50)
+	short := connect.NewError(connect.CodeDeadlineExceeded, errors.New("fewer than asked for"))
+	for _, tc := range []struct {
+		name string
+		end  error
+		ack  revokdv1.AckLevel
+		want bool
+	}{
+		{"the default", short, revokdv1.AckLevel_ACK_LEVEL_UNSPECIFIED, true},
+		{"quorum", short, revokdv1.AckLevel_ACK_LEVEL_QUORUM, true},
+		{"the node went away", connect.NewError(connect.CodeUnavailable, errors.New("gone")), revokdv1.AckLevel_ACK_LEVEL_ALL, true},
+		{"local", connect.NewError(connect.CodeUnavailable, errors.New("gone")), revokdv1.AckLevel_ACK_LEVEL_LOCAL, false},
+		{"confirmed", nil, revokdv1.AckLevel_ACK_LEVEL_QUORUM, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := &fakeNode{end: tc.end}
+			var receipt *revokdv1.Receipt
+			done, err := Run(t.Context(), Config{
+				Service: n.client(t), Input: bytes.NewReader(text), Options: &revokdv1.WriteOptions{Ack: tc.ack}, pause: noPause,
+				Confirmed: func(r *revokdv1.Receipt) { receipt = r },
+			})
+			if errors.Is(err, ErrUnconfirmed) != tc.want || (err == nil) == tc.want {
+				t.Errorf("error %v, want ErrUnconfirmed: %v", err, tc.want)
+			}
+			if tc.want && connect.CodeOf(err) != connect.CodeOf(tc.end) {
+				t.Errorf("error %v does not tell the node's %v", err, tc.end)
+			}
+			if done.Line != 50 || (receipt == nil) != (tc.end != nil) {
+				t.Errorf("%+v, receipt %v", done, receipt)
+			}
+		})
 	}
 }
 

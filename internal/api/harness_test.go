@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/internal/clock/clocktest"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/node"
@@ -79,6 +80,7 @@ type setup struct {
 	node   node.Config
 	api    Config
 	noRun  bool // the node is never ready
+	paired bool // a member of a cluster, and the only voter, with a session with n2
 	issuer func(*token.Issuer)
 }
 
@@ -109,6 +111,9 @@ func start(t testing.TB, change ...func(*setup)) *fixture {
 		t.Fatal(err)
 	}
 	c.node.Policy = verifier.Policy()
+	if c.paired {
+		c.node.Cluster = &node.ClusterConfig{Gossip: cluster.Config{Bind: "127.0.0.1:0"}, APIAddr: "127.0.0.1:1", BootstrapExpect: 1}
+	}
 	if f.node, err = node.New(c.node); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +129,15 @@ func start(t testing.TB, change ...func(*setup)) *fixture {
 				t.Errorf("node: %v", err)
 			}
 		})
-		eventually(t, "the node is ready", func() bool { return len(f.node.Ready()) == 0 })
+		if c.paired {
+			f.pair(c.node)
+		}
+		eventually(t, "the node is ready", func() bool {
+			if c.paired { // a cluster is formed as time passes
+				f.clock.Advance(5 * time.Millisecond)
+			}
+			return len(f.node.Ready()) == 0
+		})
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -770,13 +770,22 @@ var metricLine = regexp.MustCompile(`(?m)^(revokd_[a-z_]+?)(_bucket|_sum|_count)
 
 // Every metric is documented, and every one that is documented is there.
 func TestMetricsAreDocumented(t *testing.T) {
-	f := start(t)
+	f := start(t, func(c *setup) { c.paired = true })
 	token := f.mint(devissuer.Params{Sub: "canary"})
 	f.post("Revoke", `{"token":"`+token+`"}`)
 	f.post("Check", `{"token":"`+token+`"}`)
 	f.post("Check", `{"token":"canary"}`)
+	eventually(t, "the other node says that it holds the record", func() bool {
+		f.clock.Advance(5 * time.Millisecond)
+		_, text := f.get("/metrics")
+		return strings.Contains(text, `revokd_peer_lag_seconds_count{peer="n2"} 1`) && strings.Contains(text, `revokd_peer_rtt_seconds{`)
+	})
 	_, text := f.get("/metrics")
 	for _, want := range []string{
+		`revokd_peer_view_age_seconds{peer="n2"} `, `revokd_peer_audit_age_seconds{peer="n2"} `, `revokd_peer_lag_seconds_bucket{peer="n2",le="+Inf"} 1`,
+		`revokd_replication_sessions{kind="node"} 1`, `revokd_replication_sessions{kind="client"} 0`, `revokd_view_age_seconds{freshness="quorum"} 0`,
+		"revokd_voters 1", "revokd_votes 1", `revokd_gossip_members{status="alive"} 1`,
+		`revokd_replication_records_sent_total{by="log"} 1`,
 		`revokd_checks_total{cause="",verdict="revoked"} 1`, `revokd_writes_total{outcome="revoked"} 1`, "revokd_records 1",
 		`revokd_api_requests_total{code="ok",method="/revokd.v1.RevocationService/Check"} 1`,
 		`revokd_api_requests_total{code="invalid_argument",method="/revokd.v1.RevocationService/Check"} 1`,

@@ -1,0 +1,91 @@
+package api
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
+)
+
+// passing lets time pass on the fixture's clock until the result is called.
+func (f *fixture) passing() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		for t := time.NewTicker(time.Millisecond); ctx.Err() == nil; <-t.C {
+			f.clock.Advance(5 * time.Millisecond)
+		}
+	})
+	return func() {
+		cancel()
+		running.Wait()
+	}
+}
+
+// A change of the voters that is refused says why, and one that takes too long says what for.
+func TestChangeVotersSaysWhy(t *testing.T) {
+	f := start(t, func(c *setup) { c.paired = true })
+	defer f.passing()()
+	service := revokdv1connect.NewClusterServiceClient(f.http, f.url)
+	for _, c := range []struct {
+		name         string
+		req          *revokdv1.ChangeVotersRequest
+		kind, field  string
+		limit, words string
+	}{
+		{"nothing", &revokdv1.ChangeVotersRequest{}, "missing", "change", "one of add, remove, accept_loss with the name of a node", "change: missing"},
+		{"the last", &revokdv1.ChangeVotersRequest{Change: &revokdv1.ChangeVotersRequest_Remove{Remove: "n1"}}, "voters", "remove", "", "the last voter cannot be removed"},
+		{"nobody's loss", &revokdv1.ChangeVotersRequest{Change: &revokdv1.ChangeVotersRequest_AcceptLoss{AcceptLoss: "n7"}}, "voters", "accept_loss", "", "no voter has that name"},
+		{
+			"a node that is not there", &revokdv1.ChangeVotersRequest{Change: &revokdv1.ChangeVotersRequest_Add{Add: "n7"}, Timeout: durationpb.New(time.Second)},
+			"voters", "", "it waits for the node to be seen", "the voters were not changed in time; the change may still come into force",
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := service.ChangeVoters(t.Context(), connect.NewRequest(c.req))
+			r := f.connectError(err)
+			if r.detail.GetKind() != c.kind || r.detail.GetField() != c.field || r.detail.GetLimit() != c.limit || r.text[:min(len(c.words), len(r.text))] != c.words {
+				t.Errorf("%v, detail %v", r, r.detail)
+			}
+		})
+	}
+}
+
+// Status and Members tell how the node stands to its cluster.
+func TestStatusOfReplication(t *testing.T) {
+	f := start(t, func(c *setup) { c.paired = true })
+	var r *revokdv1.ReplicationStatus
+	eventually(t, "n2 is connected", func() bool {
+		f.clock.Advance(5 * time.Millisecond)
+		r = f.post("Status", "{}").message.(*revokdv1.StatusResponse).GetReplication()
+		return r.GetPeers() == 1
+	})
+	if len(r.GetVoters()) != 1 || r.GetVoters()[0] != "n1" || r.GetVotersNumber() != 1 || !r.GetVotes() || r.GetClients() != 0 {
+		t.Errorf("%v", r)
+	}
+	if r.GetQuorumAge() == nil || r.GetQuorumAge().AsDuration() != 0 || r.GetAllAge() == nil { // it is a majority by itself
+		t.Errorf("%v", r)
+	}
+	res, err := revokdv1connect.NewClusterServiceClient(f.http, f.url).Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := res.Msg.GetMembers(); len(m) != 1 || !m[0].GetSelf() || !m[0].GetVoter() || m[0].GetStatus() != "alive" || m[0].GetApiAddr() != "127.0.0.1:1" {
+		t.Errorf("%v", m)
+	}
+	// A lone node is all voters and has no cluster.
+	lone := start(t)
+	if r := lone.post("Status", "{}").message.(*revokdv1.StatusResponse).GetReplication(); !r.GetVotes() || r.GetPeers() != 0 || r.GetQuorumAge().AsDuration() != 0 {
+		t.Errorf("%v", r)
+	}
+	_, err = revokdv1connect.NewClusterServiceClient(lone.http, lone.url).Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
+	if got := lone.connectError(err); got.detail.GetKind() != "no_cluster" {
+		t.Errorf("%v", got)
+	}
+}

@@ -161,7 +161,7 @@ func runExamples(t *testing.T, root string, blocks []example) []string {
 	defer cancel()
 	env := docsEnv(t, home)
 	agent, err := e2e.Start(ctx, e2e.Config{
-		Args: append(args, "--api-addr", "127.0.0.1:0"), Env: env, Dir: root, Sys: &syscall.SysProcAttr{Setpgid: true},
+		Args: append(args, "--api-addr", "127.0.0.1:0"), Env: append(env, anyGossipPort), Dir: root, Sys: &syscall.SysProcAttr{Setpgid: true},
 	})
 	if err != nil {
 		t.Fatal(err)

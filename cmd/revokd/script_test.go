@@ -38,6 +38,7 @@ const patience = 20 * time.Second
 //
 //	agent [flags]           starts an agent with --dev and a free port; sets REVOKD_ADDR
 //	terminate, crash        ends it with SIGTERM and expects exit code 0; ends it with SIGKILL
+//	ended                   waits until the agent has ended by itself, with exit code 0
 //	log regexp...           the agent's log has it (or not, with !)
 //	exits N program [args]  runs a program and expects that exit code
 //	token NAME [flags]      sets a variable to a token of revokd dev token
@@ -62,12 +63,15 @@ func TestScript(t *testing.T) {
 			return os.Mkdir(home, 0o700)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"agent": cmdAgent, "terminate": cmdTerminate, "crash": cmdCrash, "log": cmdLog, "exits": cmdExits, "token": cmdToken, "login": cmdLogin,
+			"agent": cmdAgent, "terminate": cmdTerminate, "crash": cmdCrash, "ended": cmdEnded, "log": cmdLog, "exits": cmdExits, "token": cmdToken, "login": cmdLogin,
 			"claim": cmdClaim, "active": cmdVerdict(exitOK), "revoked": cmdVerdict(exitRevoked), "unknown": cmdVerdict(exitUnknown),
 			"http": cmdHTTP, "write": cmdWrite, "listen": cmdListen, "damage": cmdDamage,
 		},
 	})
 }
+
+// anyGossipPort is in the environment of agents: of several that start at once only one can have the default port.
+const anyGossipPort = "REVOKD_GOSSIP_ADDR=127.0.0.1:0"
 
 // current is the key of a script's agent.
 type current struct{}
@@ -83,7 +87,7 @@ func cmdAgent(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	program, err := exec.LookPath("revokd")
 	ts.Check(err)
-	env := []string{}
+	env := []string{anyGossipPort}
 	for _, name := range []string{"PATH", "HOME", "TMPDIR", "REVOKD_DATA_DIR", "REVOKD_LOG_LEVEL", "REVOKD_LOG_FORMAT", "REVOKD_NONSENSE"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
@@ -121,6 +125,12 @@ func (a *scriptAgent) take(ts *testscript.TestScript) *e2e.Process {
 func cmdTerminate(ts *testscript.TestScript, _ bool, _ []string) {
 	p := agentOf(ts).take(ts)
 	ts.Check(p.Signal(syscall.SIGTERM))
+	awaitEnd(ts, p)
+}
+
+func cmdEnded(ts *testscript.TestScript, _ bool, _ []string) { awaitEnd(ts, agentOf(ts).take(ts)) }
+
+func awaitEnd(ts *testscript.TestScript, p *e2e.Process) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	code, err := p.Wait(ctx)

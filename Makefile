@@ -49,3 +49,7 @@ bench: ## benchmarks of the packages, in the format of benchstat
 .PHONY: generate
 generate: ## the code that is generated from proto/
 	go generate ./proto/...
+
+.PHONY: sim
+sim: ## simulated clusters: SEEDS seeds (default 3000) of 3 to 9 nodes, from SEED on
+	go run ./cluster/replication/internal/simrun -seed $${SEED:-1} -seeds $${SEEDS:-3000}

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -35,8 +36,6 @@ type audit struct {
 	*sums
 	theirs     []uint64 // the top, when it has arrived
 	compared   bool
-	asked      int // nodes whose leaves were sent
-	answered   int
 	next       []byte // nodes that differ and have not been asked for
 	exchanged  int
 	repairedAt uint64
@@ -310,7 +309,9 @@ func (r *Replica) receiveLeaf(p *peer, f *reader) error {
 		return nil
 	}
 	before := r.stats.ScannedNew
-	if _, err := r.mergeAll(p, b); err != nil {
+	if _, err := r.mergeAll(p, b); errors.Is(err, ErrDefinition) {
+		return err
+	} else if err != nil {
 		return nil // counted; the next audit finds it again
 	}
 	r.stats.Repaired += r.stats.ScannedNew - before

@@ -1,6 +1,9 @@
 package replication
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // Fill appends the next message for a peer to b and returns it; nothing was appended if there is nothing to send: then the host
 // waits for the peer to be named in Outputs.Wake. now must not be earlier than that of the last step.
@@ -33,7 +36,8 @@ func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
 		for len(w.b)-start < fillTarget && r.fillLane(w, p, lane) {
 		}
 	}
-	for len(w.b)-start < fillTarget && r.fillScan(w, p) {
+	if len(w.b)-start < fillTarget {
+		r.fillScan(w, p)
 	}
 	p.woken = len(w.b) > len(b)
 	return w.b
@@ -109,11 +113,8 @@ func (r *Replica) fillVector(w *writer, p *peer) {
 		w.end()
 		moved = moved[:0]
 	}
-	for _, o := range r.reg.list {
-		if o == nil || at(r.changed, o.Index) <= p.version {
-			continue
-		}
-		if moved = append(moved, o); len(moved) == inFrame {
+	for _, index := range r.movedSince(p.version) {
+		if moved = append(moved, r.reg.get(index)); len(moved) == inFrame {
 			flush()
 		}
 	}
@@ -130,12 +131,7 @@ func (r *Replica) fillLane(w *writer, p *peer, lane Lane) bool {
 		return false
 	}
 	if p.client {
-		for _, o := range r.reg.list {
-			if o != nil && o.ID.Lane() == lane && r.fillPush(w, p, o) {
-				return true
-			}
-		}
-		return false
+		return r.fillClient(w, p, lane)
 	}
 	if o := r.own[lane]; o != nil && r.fillPush(w, p, o) {
 		return true
@@ -154,7 +150,8 @@ func (r *Replica) fillLane(w *writer, p *peer, lane Lane) bool {
 		n := r.fillRun(w, p, o, q.next, min(q.to, r.window(p, o)))
 		if n == 0 {
 			if q.next <= o.floor { // the log has moved on
-				p.say(func(w *writer) { w.below(o) })
+				r.defineIn(w, p, o)
+				w.below(o)
 				q.next = q.to + 1
 				return true
 			}
@@ -162,6 +159,32 @@ func (r *Replica) fillLane(w *writer, p *peer, lane Lane) bool {
 		}
 		q.next += n
 		return true
+	}
+	return false
+}
+
+// fillClient is fillLane for a client, which is sent the records of all origins: those that have moved since everything was last sent.
+func (r *Replica) fillClient(w *writer, p *peer, lane Lane) bool {
+	if p.pushed < r.version {
+		for _, index := range r.movedSince(p.pushed) {
+			if !slices.Contains(p.todo, index) {
+				p.todo = append(p.todo, index)
+			}
+		}
+		p.pushed = r.version
+	}
+	for i := 0; i < len(p.todo); i++ {
+		o := r.reg.get(p.todo[i])
+		if o != nil && o.ID.Lane() != lane {
+			continue
+		}
+		if o != nil && r.fillPush(w, p, o) {
+			return true
+		}
+		if o == nil || p.cursor[o.Index] >= o.applied || p.cursor[o.Index] < o.floor { // else the window is closed
+			p.todo = slices.Delete(p.todo, i, i+1)
+			i--
+		}
 	}
 	return false
 }

@@ -16,6 +16,7 @@ type probe struct {
 	answered bool
 	need     []uint64 // the peer's vector, by index, when it answered
 	hash     uint64   // of the voters it answered under
+	votes    bool     // so it was one of them
 	ages     []uint64 // of its views, by voter, milliseconds + 1
 }
 
@@ -76,7 +77,14 @@ func (r *Replica) age(name string) uint64 {
 
 func (r *Replica) receiveAnswer(p *peer, f *reader) {
 	id, wall, guarded := f.uint(), f.limited(1<<62), f.limited(1<<62)
-	ages := make([]uint64, f.count(1))
+	n := f.count(1)
+	if n > maxVoters {
+		f.fail("too many ages")
+	}
+	if f.err != nil {
+		return
+	}
+	ages := make([]uint64, n)
 	for i := range ages {
 		ages[i] = f.uint()
 	}
@@ -85,7 +93,10 @@ func (r *Replica) receiveAnswer(p *peer, f *reader) {
 		return
 	}
 	q := &p.probes[i]
-	q.answered, q.need, q.hash, q.ages = true, slices.Clone(p.applied), p.hash, ages
+	q.answered, q.need, q.hash, q.votes, q.ages = true, slices.Clone(p.applied), p.hash, p.votes, ages
+	if r.without("view-at-answer") {
+		q.sent = r.now.Mono
+	}
 	p.rtt = r.now.Mono - q.sent
 	p.guarded, p.guardedAt = int64(guarded), r.now.Mono
 	if !p.timed || p.rtt < time.Second {
@@ -97,7 +108,7 @@ func (r *Replica) receiveAnswer(p *peer, f *reader) {
 func (r *Replica) lookUp(p *peer) {
 	last := -1
 	for i := range p.probes {
-		if p.probes[i].answered && r.holds(p.probes[i].need) {
+		if p.probes[i].answered && (r.holds(p.probes[i].need) || r.without("view-without-holding")) {
 			last = i
 		}
 	}
@@ -111,10 +122,10 @@ func (r *Replica) lookUp(p *peer) {
 	if p.caught != q.hash && p.levelHash == 0 {
 		p.level, p.levelHash = q.need, q.hash
 	}
-	if q.hash != r.voters.Hash || p.hash != q.hash || len(q.ages) != len(r.voters.Names) {
+	if (q.hash != r.voters.Hash || p.hash != q.hash) && !r.without("other-hash") || len(q.ages) != len(r.voters.Names) {
 		return // it counts other voters
 	}
-	if p.votes {
+	if q.votes && p.votes || r.without("non-voters") {
 		r.view(p.name, q.sent)
 	}
 	for i, name := range r.voters.Names {
@@ -128,12 +139,17 @@ func (r *Replica) lookUp(p *peer) {
 func (r *Replica) receiveVoters(p *peer, f *reader) {
 	p.hash, p.votes = f.fixed(), f.flag()
 	v := Voters{Hash: p.hash, Number: f.uint(), Names: make([]string, 0, 8)}
-	for range f.count(1) {
+	n := f.count(1)
+	if n > maxVoters {
+		f.fail("too many voters")
+		return
+	}
+	for range n {
 		v.Names = append(v.Names, f.string(maxName))
 	}
 	r.out.Acks, r.out.Views = true, true
 	// Nodes agree on their voters among themselves; a client follows whoever knows the latest.
-	if r.cfg.Client && f.err == nil && len(v.Names) <= maxVoters && v.Hash != r.voters.Hash && v.Number >= r.voters.Number {
+	if r.cfg.Client && f.err == nil && v.Hash != r.voters.Hash && v.Number >= r.voters.Number {
 		r.setVoters(v, false)
 	}
 }
@@ -240,8 +256,21 @@ func (r *Replica) Leveled() bool { return r.leveled }
 // Confirmed returns the connected voters, this replica not among them, that hold an origin durably up to a number and say so under the
 // configuration that is in force here.
 func (r *Replica) Confirmed(index uint32, number uint64) (names []string) {
+	if o := r.reg.get(index); o == nil || o.fenced {
+		return nil // their numbers may be those of a clone
+	}
 	for _, p := range r.order {
-		if p.hello && !p.client && p.votes && p.hash == r.voters.Hash && at(p.durable, index) >= number {
+		votes, held := p.votes && p.hash == r.voters.Hash, at(p.durable, index)
+		switch {
+		case r.cfg.Mutant == nil:
+		case r.without("non-voters"):
+			votes = p.hash == r.voters.Hash
+		case r.without("other-hash"):
+			votes = p.votes
+		case r.without("ack-applied"):
+			held = at(p.applied, index)
+		}
+		if p.hello && !p.client && votes && held >= number {
 			names = append(names, p.name)
 		}
 	}
@@ -268,7 +297,7 @@ func (r *Replica) Durable(d Dot) bool {
 func (r *Replica) Barrier(names []string) []VectorEntry {
 	var list []VectorEntry
 	for _, p := range r.order {
-		if !slices.Contains(names, p.name) {
+		if p.client || !slices.Contains(names, p.name) {
 			continue
 		}
 		for i, n := range p.applied {

@@ -21,14 +21,13 @@ type origin struct {
 	latest  uint32 // latest deadline seen
 
 	behind    bool // is in Replica.behind
-	moved     bool // is in Replica.moved: peers have not been told
 	since     Now  // when somebody was first known to have more, or applied last rose
 	asked     PeerID
 	askedAt   Now
-	below     uint64 // the log of every peer that was asked begins above: a scan is needed for numbers up to it
-	received  uint64 // records, for Stats
+	askedTo   uint64
 	refusedAt Now
 	refused   bool
+	fenced    bool // somebody else has given its numbers
 }
 
 // registry holds origins by index. Index 0 stays empty.

@@ -18,14 +18,17 @@ const (
 	maxProbes     = 8
 	maxUnnamed    = 1 << 14
 	reissueRetry  = 2 * time.Second
+	maxOut        = 384 << 10       // bytes of small frames that wait for a peer
+	recordsInRun  = 1024            // in one frame
+	lookBudget    = 20_000          // records looked at for unnamed ones in one step
+	scanBudget    = 100_000         // records looked at for one message of a scan
+	scanTimeout   = 5 * time.Second // for a scan to begin
+	maxJournaled  = 4096            // records in one write
 	maxVoters     = 256
-	maxOut        = 384 << 10 // bytes of small frames that wait for a peer
-	recordsInRun  = 1024      // in one frame
-	scanBudget    = 20_000    // records looked at in one step
-	scanWindow    = 32_768    // scanned records on their way to a peer
-	scanMessage   = 4096      // scanned records in a message
-	scanFrame     = 512       // and in a frame
-	fillTarget    = 64 << 10  // about how large a message gets
+	scanWindow    = 32_768   // scanned records on their way to a peer
+	scanMessage   = 4096     // scanned records in a message
+	scanFrame     = 512      // and in a frame
+	fillTarget    = 64 << 10 // about how large a message gets
 	bootstrapPart = 8
 )
 
@@ -41,6 +44,8 @@ type Replica struct {
 	log     hotLog
 	version uint64 // counts vector movements
 	changed []uint64
+	moved   []uint32
+	moves   [1024]uint32 // origins of the last movements, by version
 
 	peers map[PeerID]*peer
 	order []*peer // by PeerID, so that a run can be repeated
@@ -100,6 +105,8 @@ type peer struct {
 	below   []uint64 // floor + 1 of a Below that came: its log has nothing at or below
 	defined []Origin // what it knows of origins, by index
 	defs    map[uint64]bool
+	pushed  uint64   // to a client: the version up to which origins that moved are in todo
+	todo    []uint32 // origins of which there may be more for it
 
 	out      []byte // small frames that wait
 	pulls    []pull
@@ -247,8 +254,12 @@ func (r *Replica) Step(now Now, e Event) *Outputs {
 	case Tick:
 	}
 	r.work()
+	r.flush()
 	return &r.out
 }
+
+// without reports whether a rule is left out, in tests.
+func (r *Replica) without(name string) bool { return r.cfg.Mutant != nil && r.cfg.Mutant(name) }
 
 func (r *Replica) wake(p *peer) {
 	if !p.woken {
@@ -300,11 +311,39 @@ func (r *Replica) move(o *origin) {
 	r.version++
 	r.changed = grow(r.changed, o.Index)
 	r.changed[o.Index] = r.version
+	r.moves[r.version%uint64(len(r.moves))] = o.Index
+}
+
+// movedSince returns the indices of the origins that have moved since a version, in order, in a slice that is used again.
+func (r *Replica) movedSince(version uint64) []uint32 {
+	list := r.moved[:0]
+	if r.version-version < uint64(len(r.moves)) {
+		for v := version + 1; v <= r.version; v++ {
+			if index := r.moves[v%uint64(len(r.moves))]; at(r.changed, index) == v && r.reg.get(index) != nil {
+				list = append(list, index)
+			}
+		}
+		slices.Sort(list)
+	} else {
+		for i, o := range r.reg.list {
+			if o != nil && at(r.changed, o.Index) > version {
+				list = append(list, uint32(i))
+			}
+		}
+	}
+	r.moved = list
+	return list
 }
 
 // written takes in what this node has written.
 func (r *Replica) written(e Written) {
 	o := r.reg.get(e.Index)
+	if o != nil && o.fenced && !o.own && e.First <= o.applied {
+		for i := range e.Records { // on its way when the clone was noticed
+			r.addUnnamed(&e.Records[i])
+		}
+		return
+	}
 	if o == nil || o.Node != r.cfg.Name || e.First != o.applied+1 {
 		panic("replication: Written does not continue an origin of this node") // a bug of the host
 	}
@@ -332,14 +371,14 @@ func (r *Replica) addUnnamed(rec *Record) {
 		r.lost = true
 		return
 	}
-	jitter := time.Duration(r.cfg.Random()%4+1) * r.cfg.ReissueAfter
-	r.unnamed = append(r.unnamed, unnamed{*rec, r.now.Mono + jitter})
+	jitter := time.Duration(r.cfg.Random() % uint64(3*r.cfg.ReissueAfter))
+	r.unnamed = append(r.unnamed, unnamed{*rec, r.now.Mono + r.cfg.ReissueAfter + jitter})
 }
 
 // journaled raises the durable vector.
 func (r *Replica) journaled(token uint64) {
 	n := 0
-	for n < len(r.raises) && r.raises[n].token <= token {
+	for n < len(r.raises) && r.raises[n].token <= token { // in the order of tokens
 		r.raiseDurable(r.raises[n].vector)
 		n++
 	}
@@ -356,26 +395,49 @@ func (r *Replica) raiseDurable(vector []VectorEntry) {
 	}
 }
 
-// keep hands records to the journal; the durable vector rises to vector when they, and all before, are durable.
-func (r *Replica) keep(records []Record, dots []Dot, vector []VectorEntry, force bool) {
-	if r.cfg.Client {
+// keep hands records to the journal, at the end of the step; the durable vector rises to vector when they, and all before, are durable, and the
+// vector with them: what was said to be durable must still be claimed after a crash, or a view that names this replica would lack it.
+func (r *Replica) keep(records []Record, dots []Dot, vector ...VectorEntry) {
+	switch {
+	case r.cfg.Client:
 		r.out.Changed = append(r.out.Changed, records...)
 		r.raiseDurable(vector)
 		return
-	}
-	if len(records) == 0 && !force {
-		switch {
-		case len(r.raises) == 0:
-			r.raiseDurable(vector)
-		default: // with what is under way
-			last := &r.raises[len(r.raises)-1]
-			last.vector = append(last.vector, vector...)
-		}
+	case len(records)+len(vector) == 0:
 		return
+	case len(records) == 0 && len(r.raises) == 0 && r.without("vector-not-journaled"), r.without("durable-early"):
+		r.raiseDurable(vector)
+		if len(records) == 0 {
+			return
+		}
 	}
-	r.token++
-	r.raises = append(r.raises, raise{r.token, vector})
-	r.out.Journal = append(r.out.Journal, JournalWrite{r.token, records, dots, slices.Clone(vector)})
+	n := len(r.out.Journal)
+	if n == 0 || len(r.out.Journal[n-1].Records)+len(records) > maxJournaled {
+		r.token++
+		r.out.Journal = append(r.out.Journal, JournalWrite{Token: r.token})
+		n++
+	}
+	w := &r.out.Journal[n-1]
+	if w.Records == nil {
+		w.Records, w.Dots = records, dots
+	} else {
+		w.Records, w.Dots = append(w.Records, records...), append(w.Dots, dots...)
+	}
+	for _, v := range vector {
+		if i := slices.IndexFunc(w.Vector, func(e VectorEntry) bool { return e.Index == v.Index }); i >= 0 && len(vector) == 1 {
+			w.Vector[i].Number = max(w.Vector[i].Number, v.Number)
+		} else {
+			w.Vector = append(w.Vector, v)
+		}
+	}
+}
+
+// flush notes what the journal has been given in this step.
+func (r *Replica) flush() {
+	for i := range r.out.Journal {
+		w := &r.out.Journal[i]
+		r.raises = append(r.raises, raise{w.Token, slices.Clone(w.Vector)})
+	}
 }
 
 // receive takes a message apart.
@@ -404,7 +466,7 @@ func (r *Replica) receive(p *peer, message []byte) error {
 func (r *Replica) frame(p *peer, t frameType, f *reader) error {
 	if p.client {
 		switch t {
-		case frameHello, frameOrigin, frameVector, framePull, frameScan, frameProbe, frameWindow, frameDefine:
+		case frameHello, frameOrigin, frameVector, framePull, frameScan, frameProbe, frameWindow:
 		default:
 			return fmt.Errorf("%w: frame %d from a client", ErrProtocol, t)
 		}
@@ -500,6 +562,13 @@ func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 	}
 	p.refs = grow(p.refs, uint32(ref))
 	o := r.reg.byID[in.ID]
+	if p.client { // it has learned of origins from nodes, and tells nothing new
+		p.refs[ref] = 0
+		if o != nil {
+			p.refs[ref] = o.Index
+		}
+		return nil
+	}
 	if o == nil {
 		if in.Sealed > 0 && in.Expires > 0 && r.expired(in.Expires) {
 			p.refs[ref] = 0 // all of it has expired
@@ -540,25 +609,35 @@ func (r *Replica) receiveVector(p *peer, f *reader) {
 		p.applied, p.durable = grow(p.applied, o.Index), grow(p.durable, o.Index)
 		if applied > p.applied[o.Index] {
 			p.applied[o.Index] = applied
-			r.heard(o, applied)
+			if !p.client {
+				r.heard(o, applied)
+			}
 		}
 		if durable > p.durable[o.Index] {
 			p.durable[o.Index] = durable
-			if o.Node == r.cfg.Name {
+			if o.Node == r.cfg.Name && !p.client {
 				r.out.Acks = true
 			}
 		}
-		if o.own {
+		if o.own && !p.client {
 			p.cursor = grow(p.cursor, o.Index)
 			p.cursor[o.Index] = max(p.cursor[o.Index], applied)
 			r.measure(p, o)
 			if applied > o.applied {
-				r.out.Fence = true
+				r.fence(o)
 			}
 		}
 	}
 	p.heard = true
 	r.wake(p) // the window may have opened
+}
+
+// fence: a clone of this node gives the same numbers. Whatever this run has written must get other ones.
+func (r *Replica) fence(o *origin) {
+	r.out.Fence = true
+	if !o.fenced && !r.without("ignore-fence") {
+		o.fenced, r.looking, r.lookAt = true, true, Key{}
+	}
 }
 
 // heard notes that a peer holds an origin up to a number.
@@ -596,12 +675,13 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		r.stats.Duplicates += o.applied + 1 - first
 		first = o.applied + 1
 	}
-	if o.own {
-		r.out.Fence = true // a clone of this node has written
+	if o.own { // a clone of this node has written
+		r.fence(o)
 		return nil
 	}
 	gap := first > o.applied+1
-	records, dots := make([]Record, 0, len(b)/RecordSize), make([]Dot, 0, len(b)/RecordSize)
+	var records []Record
+	var dots []Dot
 	run := b
 	direct := p.name == o.Node
 	taken := first - 1
@@ -609,7 +689,7 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 	broken := false
 	for number := first; len(b) > 0; b, number = b[RecordSize:], number+1 {
 		rec := (*Record)(b)
-		if r.cfg.Mutant("skip-record") && number%1000 == 999 {
+		if r.cfg.Mutant != nil && r.without("skip-record") && number%20 == 19 {
 			taken = number
 			continue
 		}
@@ -622,19 +702,22 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 			break
 		}
 		if m.Changed {
+			if records == nil {
+				n := len(b) / RecordSize
+				records, dots = make([]Record, 0, n), make([]Dot, 0, n)
+			}
 			records, dots = append(records, *rec), append(dots, MakeDot(o.Index, number))
 		}
 		if m.Unnamed {
 			r.addUnnamed(rec)
 		}
 		o.latest = max(o.latest, r.cfg.Deadline(rec))
-		o.received++
 		taken = number
 	}
 	r.stats.Received += taken + 1 - first
-	if gap && !r.cfg.Mutant("raise-early") {
+	if gap && !r.without("raise-early") {
 		r.heard(o, last)
-		r.keep(records, dots, nil, false)
+		r.keep(records, dots)
 		if broken {
 			return refused
 		}
@@ -646,13 +729,16 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		}
 		o.applied = taken
 		o.since, o.refused = r.now, o.refused && taken < last
-		if o.asked == p.id {
+		switch {
+		case o.applied >= o.askedTo:
+			o.asked = 0
+		case o.asked == p.id:
 			o.askedAt = r.now
 		}
 		r.move(o)
 		r.wakeClients()
+		r.keep(records, dots, VectorEntry{o.Index, o.applied})
 	}
-	r.keep(records, dots, []VectorEntry{{o.Index, o.applied}}, false)
 	if broken {
 		return refused
 	}
@@ -682,6 +768,7 @@ func (r *Replica) receivePull(p *peer, f *reader) {
 		return
 	}
 	if from <= o.floor {
+		r.define(p, o)
 		p.say(func(w *writer) { w.below(o) })
 		r.wake(p)
 		return
@@ -808,7 +895,7 @@ func (r *Replica) chaseOne(o *origin) bool {
 	case direct && r.now.Mono < o.since.Mono+r.cfg.PullAfter: // its node is about to send it
 	case r.cfg.Client && !o.refused && r.now.Mono < o.since.Mono+pullTimeout: // so is the node of a client
 	default:
-		o.asked, o.askedAt = best.id, r.now
+		o.asked, o.askedAt, o.askedTo = best.id, r.now, at(best.applied, o.Index)
 		o.refused = false
 		r.stats.Pulls++
 		r.define(best, o)
@@ -830,7 +917,7 @@ func (r *Replica) nameUnnamed() {
 		return
 	}
 	if r.looking && len(r.unnamed) < maxUnnamed/2 {
-		next, more := r.store.Scan(r.lookAt, scanBudget, r.now, func(d Dot) bool { return d.Index() == 0 }, func(rec *Record, _ Dot) bool {
+		next, more := r.store.Scan(r.lookAt, lookBudget, r.now, r.nameless, func(rec *Record, _ Dot) bool {
 			r.addUnnamed(rec)
 			return len(r.unnamed) < maxUnnamed/2
 		})
@@ -852,14 +939,22 @@ func (r *Replica) nameUnnamed() {
 			continue
 		}
 		held, dot, ok := r.store.Held(&u.record, r.now)
-		if !ok || dot.Index() != 0 {
+		if !ok || !r.nameless(dot) {
 			continue
 		}
 		r.out.Reissue = append(r.out.Reissue, held)
 		r.stats.Reissued++
-		kept = append(kept, unnamed{held, r.now.Mono + reissueRetry})
+		if dot.Index() == 0 { // else it keeps its name here, and has another one in the log
+			kept = append(kept, unnamed{held, r.now.Mono + reissueRetry})
+		}
 	}
 	r.unnamed = kept
+}
+
+// nameless: content that came of a join, or whose name a clone has given to other content.
+func (r *Replica) nameless(d Dot) bool {
+	o := r.reg.get(d.Index())
+	return d.Index() == 0 || o != nil && o.fenced
 }
 
 // dropOrigins forgets origins whose records have all expired. Peers that still name them say when that was, and are not believed to have more.

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -20,6 +21,7 @@ type part struct {
 	begun     bool
 	vector    []VectorEntry // what its server held before the scan
 	done      bool
+	askedAt   time.Duration
 	notBefore time.Duration
 }
 
@@ -28,7 +30,7 @@ type serving struct {
 	id       uint64
 	from, to Key
 	has      []uint64 // the peer's vector, by index, when it asked
-	done     bool
+	bound    []uint64 // of a mutant
 }
 
 // release takes a part from its server: what has arrived is a part of its own, and somebody else sends the rest.
@@ -73,6 +75,10 @@ func (r *Replica) runScan() {
 			continue
 		}
 		done = false
+		if s.peer != nil && !s.begun && r.now.Mono > s.askedAt+scanTimeout {
+			s.peer.busyUntil = r.now.Mono + scanTimeout
+			r.release(s)
+		}
 		if s.peer != nil || r.now.Mono < s.notBefore {
 			continue
 		}
@@ -81,7 +87,7 @@ func (r *Replica) runScan() {
 				continue
 			}
 			p.probeID++ // any number that this session has not used
-			s.peer, s.id, s.begun = p, p.probeID, false
+			s.peer, s.id, s.begun, s.askedAt = p, p.probeID, false, r.now.Mono
 			p.part = s
 			// It filters by our vector: it must have all of it.
 			p.say(func(w *writer) {
@@ -110,6 +116,9 @@ func (r *Replica) runScan() {
 
 // knowsMore reports whether a peer holds what this replica does not.
 func (r *Replica) knowsMore(p *peer) bool {
+	if p.client {
+		return false
+	}
 	for i, n := range p.applied {
 		if o := r.reg.get(uint32(i)); o != nil && n > o.applied {
 			return true
@@ -130,6 +139,9 @@ func (r *Replica) endScan() {
 			if n := min(held[v.Index], v.Number); n > 0 {
 				next[v.Index] = n
 			}
+			if r.without("scan-max") {
+				next[v.Index] = max(held[v.Index], v.Number)
+			}
 		}
 		held = next
 	}
@@ -142,12 +154,14 @@ func (r *Replica) endScan() {
 		}
 		o.applied = held[index]
 		o.since = r.now
-		r.log.forget(o)
+		if !r.without("floor-kept") {
+			r.log.forget(o)
+		}
 		r.move(o)
 		raised = append(raised, VectorEntry{index, o.applied})
 	}
 	r.wakeClients()
-	r.keep(nil, nil, raised, true)
+	r.keep(nil, nil, raised...)
 }
 
 func (r *Replica) receiveScan(p *peer, f *reader) {
@@ -165,15 +179,16 @@ func (r *Replica) receiveScan(p *peer, f *reader) {
 		if accepted {
 			r.serving++
 			s.has = slices.Clone(p.applied)
-			if r.cfg.Mutant("scan-own-vector") {
-				s.has = nil
-			}
 			p.scan = s
 			p.scanSent, p.scanTaken = 0, 0
 			for _, o := range r.reg.list {
 				if o != nil && o.applied > at(s.has, o.Index) {
 					r.defineIn(w, p, o)
 					vector = append(vector, VectorEntry{o.Index, o.applied})
+				}
+				if o != nil && r.without("scan-upper-bound") {
+					s.bound = grow(s.bound, o.Index)
+					s.bound[o.Index] = o.applied
 				}
 			}
 		}
@@ -198,14 +213,20 @@ func (r *Replica) receiveScanBegin(p *peer, f *reader) {
 	for range f.count(2) {
 		o := p.origin(r, f.uint())
 		n := f.limited(MaxNumber)
-		if o != nil {
+		if o != nil && !listed[o.Index] {
 			vector = append(vector, VectorEntry{o.Index, n})
 			listed[o.Index] = true
 		}
 	}
 	s := p.part
-	if f.err != nil || s == nil || s.id != id {
+	if f.err != nil {
 		return
+	}
+	if accepted {
+		p.gotScan, p.saidScan = 0, 0
+	}
+	if s == nil || s.id != id {
+		return // given up meanwhile
 	}
 	if !accepted {
 		r.release(s)
@@ -219,7 +240,15 @@ func (r *Replica) receiveScanBegin(p *peer, f *reader) {
 		}
 	}
 	s.begun, s.vector = true, vector
-	p.gotScan, p.saidScan = 0, 0
+	if r.without("raise-at-begin") {
+		for _, v := range vector {
+			if o := r.reg.get(v.Index); v.Number > o.applied {
+				o.applied = v.Number
+				r.move(o)
+				r.keep(nil, nil, v)
+			}
+		}
+	}
 }
 
 // receiveScanned merges records of a scan. The vector stays where it is.
@@ -230,24 +259,8 @@ func (r *Replica) receiveScanned(p *peer, f *reader) error {
 	if f.err != nil || len(b)%size != 0 {
 		return fmt.Errorf("%w: scanned records", ErrProtocol)
 	}
-	s := p.part
-	if s == nil || s.id != id {
-		return nil
-	}
 	p.gotScan += uint64(len(b) / size)
-	last, err := r.mergeAll(p, b)
-	if err != nil {
-		// The scan cannot end without it: the part goes back, and is tried again later.
-		r.release(s)
-		s.notBefore = r.now.Mono + refusedRetry
-		return nil
-	}
-	if last != nil {
-		if next, ok := last.Key().next(); ok {
-			s.from = next
-		}
-	}
-	if p.gotScan >= p.saidScan+scanWindow/4 {
+	if p.gotScan >= p.saidScan+scanWindow/4 { // also for a scan that was given up: it ends sooner
 		p.saidScan = p.gotScan
 		p.say(func(w *writer) {
 			w.frame(frameWindow)
@@ -255,6 +268,25 @@ func (r *Replica) receiveScanned(p *peer, f *reader) error {
 			w.end()
 		})
 		r.wake(p)
+	}
+	s := p.part
+	if s == nil || s.id != id || !s.begun {
+		return nil
+	}
+	last, err := r.mergeAll(p, b)
+	if err != nil {
+		// The scan cannot end without it: the part goes back, and is tried again later.
+		r.release(s)
+		s.notBefore = r.now.Mono + refusedRetry
+		if errors.Is(err, ErrDefinition) {
+			return err
+		}
+		return nil
+	}
+	if last != nil {
+		if next, ok := last.Key().next(); ok {
+			s.from = next
+		}
 	}
 	return nil
 }
@@ -288,26 +320,35 @@ func (r *Replica) mergeAll(p *peer, b []byte) (last *Record, err error) {
 		r.stats.Scanned++
 	}
 	r.stats.ScannedNew += uint64(len(records))
-	r.keep(records, dots, nil, false)
+	r.keep(records, dots)
 	return last, err
 }
 
 func (r *Replica) receiveScanEnd(p *peer, f *reader) {
 	if s := p.part; s != nil && s.id == f.uint() && s.begun {
 		s.done, s.peer, p.part = true, nil, nil
+		if r.without("scan-vector-late") {
+			s.vector = nil
+			for i, n := range p.applied {
+				s.vector = append(s.vector, VectorEntry{uint32(i), n})
+			}
+		}
 	}
 }
 
-// fillScan writes a piece of the scan that a peer is served, and reports whether there may be more now.
-func (r *Replica) fillScan(w *writer, p *peer) bool {
+// fillScan writes a piece of the scan that a peer is served. If there is nothing in it the message says so, and the next one goes on.
+func (r *Replica) fillScan(w *writer, p *peer) {
 	s := p.scan
 	if s == nil || p.scanSent >= p.scanTaken+scanWindow {
-		return false
+		return
 	}
 	var found []byte
 	n := 0
 	next, more := r.store.Scan(s.from, scanBudget, r.now, func(d Dot) bool {
 		o := r.reg.get(d.Index())
+		if o != nil && r.without("scan-upper-bound") && d.Number() > at(s.bound, d.Index()) {
+			return false
+		}
 		return o == nil || d.Number() > at(s.has, d.Index())
 	}, func(rec *Record, d Dot) bool {
 		if s.to.less(rec.Key()) {
@@ -323,12 +364,11 @@ func (r *Replica) fillScan(w *writer, p *peer) bool {
 		n++
 		return n < scanMessage
 	})
-	for piece := range slices.Chunk(found, scanFrame*(RecordSize+8)) {
-		w.frame(frameScanned)
-		w.uint(s.id)
-		w.records(piece)
-		w.end()
+	for len(found) > scanFrame*(RecordSize+8) {
+		w.scanned(s.id, found[:scanFrame*(RecordSize+8)])
+		found = found[scanFrame*(RecordSize+8):]
 	}
+	w.scanned(s.id, found)
 	p.scanSent += uint64(n)
 	r.stats.ScanSent += uint64(n)
 	s.from = next
@@ -338,7 +378,12 @@ func (r *Replica) fillScan(w *writer, p *peer) bool {
 		w.end()
 		p.scan = nil
 		r.serving--
-		return false
 	}
-	return true
+}
+
+func (w *writer) scanned(id uint64, records []byte) {
+	w.frame(frameScanned)
+	w.uint(id)
+	w.records(records)
+	w.end()
 }

@@ -158,15 +158,15 @@ type Config struct {
 	// Random returns random bits, for jitter.
 	Random func() uint64
 
-	LogBytes     int           // records kept for peers; default 40 MiB
-	Window       int           // bulk records on their way to a peer; default 16384
-	VectorEvery  time.Duration // least time between vectors to a peer; default 2 ms
-	ProbeEvery   time.Duration // default 1 s
-	AuditEvery   time.Duration // default 60 s; negative: never
-	PullAfter    time.Duration // how long to wait for the origin's node before another peer is asked; default 20 ms
-	ReissueAfter time.Duration // least jitter before unnamed content is written again; default 10 ms
-	Scans        int           // scans served at once; default 4
-	Mutant       func(name string) bool
+	LogBytes     int                    // records kept for peers; default 40 MiB
+	Window       int                    // bulk records on their way to a peer; default 16384
+	VectorEvery  time.Duration          // least time between vectors to a peer; default 2 ms
+	ProbeEvery   time.Duration          // default 1 s
+	AuditEvery   time.Duration          // default 60 s; negative: never
+	PullAfter    time.Duration          // how long to wait for the origin's node before another peer is asked; default 20 ms
+	ReissueAfter time.Duration          // least jitter before unnamed content is written again; default 10 ms
+	Scans        int                    // scans served at once; default 4
+	Mutant       func(name string) bool // names rules to leave out, in tests
 }
 
 func (c *Config) validate() error {
@@ -193,9 +193,6 @@ func (c *Config) validate() error {
 		if *v.v == 0 {
 			*v.v = v.def
 		}
-	}
-	if c.Mutant == nil {
-		c.Mutant = func(string) bool { return false }
 	}
 	return nil
 }

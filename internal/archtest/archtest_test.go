@@ -36,7 +36,7 @@ func parse(name, source string) (file, error) {
 	pkg := path.Dir(name)
 	return file{
 		name: name, pkg: pkg, source: source, ast: tree, test: strings.HasSuffix(name, "_test.go"),
-		command: strings.HasPrefix(pkg, "cmd/"), made: ast.IsGenerated(tree),
+		command: strings.HasPrefix(pkg, "cmd/") || tree.Name.Name == "main", made: ast.IsGenerated(tree),
 	}, nil
 }
 

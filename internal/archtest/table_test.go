@@ -21,10 +21,12 @@ var imports = map[string]string{
 	"token":      "revocation",
 
 	// Movement
-	"journal":             "internal/faults",
-	"cluster":             "internal/atomicfile internal/clock internal/faults",
-	"cluster/replication": "",
-	"cluster/voters":      "",
+	"journal":                             "internal/faults",
+	"cluster":                             "internal/atomicfile internal/clock internal/faults",
+	"cluster/replication":                 "",
+	"cluster/replication/internal/sim":    "cluster/replication cluster/voters revocation",
+	"cluster/replication/internal/simrun": "cluster/replication/internal/sim",
+	"cluster/voters":                      "",
 
 	// Mechanism: keys, bits, deadlines
 	"ttlstore":            "bloom",
@@ -50,11 +52,12 @@ var wordless = []string{"bloom", "ttlstore", "journal", "cluster", "cluster/vote
 
 // clockReaders read the clock of the system, each for a reason. Everybody else is given the time.
 var clockReaders = map[string]string{
-	"internal/clock":  "the seam itself",
-	"internal/faults": "looks at its control file at most every 10 ms, in test builds",
-	"internal/api":    "deadlines of connections and durations in metrics, which no verdict depends on",
-	"journal":         "how long an fsync took, and when to try a full disk again; no record depends on it",
-	"cmd/revokd":      "turns the durations that a user types into instants, and shows progress",
+	"internal/clock":                      "the seam itself",
+	"internal/faults":                     "looks at its control file at most every 10 ms, in test builds",
+	"internal/api":                        "deadlines of connections and durations in metrics, which no verdict depends on",
+	"journal":                             "how long an fsync took, and when to try a full disk again; no record depends on it",
+	"cluster/replication/internal/simrun": "how long a simulation takes",
+	"cmd/revokd":                          "turns the durations that a user types into instants, and shows progress",
 }
 
 // panics may stop the process or a request, each for a reason. In commands and tests anything may.

@@ -1,0 +1,346 @@
+package sim
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/revokd/revokd/cluster/replication"
+)
+
+// write is one call of a writer.
+type write struct {
+	by      string
+	host    *host // who waits for it; nil: it is undecided for ever, or done
+	record  replication.Record
+	began   time.Duration
+	needs   []replication.Dot
+	barrier []replication.VectorEntry
+	local   bool // durable where it was made, and that disk has not been lost since
+	quorum  bool // acknowledged by a majority
+	at      time.Duration
+}
+
+// write begins a call at a host.
+func (h *host) write(r replication.Record, lane replication.Lane) *write {
+	w := h.w
+	if !h.up || w.now < h.paused || h.client {
+		return nil
+	}
+	held, dot, ok := h.store.Held(&r, h.now())
+	if r[36] == 4 || r[36] == 5 { // the later call wins
+		p := parse(&r)
+		if ok {
+			p.Value = max(p.Value, parse(&held).Value+1)
+		}
+		r = encode(p)
+	}
+	wr := &write{by: h.name, host: h, record: r, began: w.now}
+	w.writes = append(w.writes, wr)
+	w.result.Writes++
+	if ok && dot != 0 && join(&held, &r) == held {
+		wr.needs = []replication.Dot{dot}
+		h.written(wr)
+		h.settle()
+		return wr
+	}
+	h.enqueue(&batch{own: true, lane: lane, write: wr, records: []replication.Record{r}})
+	return wr
+}
+
+// written: the call is durable here, or covered by something.
+func (h *host) written(wr *write) {
+	h.waiters = append(h.waiters, wr)
+	wr.local = h.disk.store.covers(&wr.record)
+}
+
+func (h *host) forget(wr *write) {
+	wr.host = nil
+	h.waiters = slices.DeleteFunc(h.waiters, func(x *write) bool { return x == wr })
+}
+
+// settle acknowledges what a majority has confirmed, as package node does.
+func (h *host) settle() {
+	if h.client || len(h.voters.Names) == 0 {
+		return
+	}
+	h.waiters = slices.DeleteFunc(h.waiters, func(wr *write) bool {
+		counts := make(map[string]int)
+		for _, d := range wr.needs {
+			if !h.core.Durable(d) {
+				return false
+			}
+			for _, name := range h.core.Confirmed(d.Index(), d.Number()) {
+				counts[name]++
+			}
+		}
+		n := 0
+		var confirmed []string
+		for _, name := range h.voters.Names {
+			if name == h.name && h.votes || name != h.name && counts[name] == len(wr.needs) {
+				n++
+				confirmed = append(confirmed, name)
+			}
+		}
+		if n < h.voters.Majority() {
+			return false
+		}
+		if wr.barrier == nil {
+			wr.barrier = h.core.Barrier(confirmed)
+		}
+		if !h.core.Reached(wr.barrier) {
+			return false
+		}
+		h.acknowledged(wr)
+		return true
+	})
+}
+
+func (h *host) acknowledged(wr *write) {
+	w := h.w
+	wr.quorum, wr.at, wr.host = true, w.now, nil
+	w.result.Quorum++
+	w.acked = append(w.acked, wr)
+	holders, why := 0, fmt.Sprintf("%s; ", h.store.describe(&wr.record))
+	for _, name := range h.voters.Names {
+		if h := w.byName[name]; h.holdsContent(h.disk.store, &wr.record) || h.before != nil && w.now < h.wipedAt+time.Second && h.holdsContent(h.before, &wr.record) {
+			holders++ // or it did when it said so, and has been wiped since
+		} else {
+			why += fmt.Sprintf("%s has %s; ", name, h.disk.store.describe(&wr.record))
+		}
+	}
+	if holders < h.voters.Majority() {
+		w.failf("%s acknowledged a write of %v that lies on the disks of %d voters of %d: %s", h.name, wr.began, holders, len(h.voters.Names), why)
+	}
+}
+
+// holdsContent reports whether a store has what a number stands for, or no longer needs it: no host's guarded time is ahead of the true one.
+func (h *host) holdsContent(s *store, r *replication.Record) bool {
+	return s.covers(r) || expired(r, epoch+int64(h.w.now/time.Millisecond))
+}
+
+// checkVector holds the vector against what the store has.
+func (h *host) checkVector() {
+	for _, v := range h.core.Vector() {
+		id, ok := h.ids[v.Index]
+		if !ok {
+			h.w.failf("%s: index %d has no origin", h.name, v.Index)
+			return
+		}
+		h.verified[id] = h.checkRange(h.store, "vector", id, h.verified[id]+1, v.Number)
+	}
+}
+
+func (h *host) checkRange(s *store, what string, id replication.OriginID, from, to uint64) uint64 {
+	list := h.w.content[id]
+	for n := from; n <= to; n++ {
+		if n > uint64(len(list)) {
+			// A seal of an origin that numbered nothing, or whose records are gone, stands for no content.
+			if from == 1 && len(list) == 0 || h.w.broken != "" {
+				return to
+			}
+			h.w.failf("%s: its %s claims number %d of origin %x, which gave %d", h.name, what, n, uint64(id), len(list))
+			return to
+		}
+		if !h.holdsContent(s, &list[n-1]) {
+			h.w.failf("%s: its %s claims number %d of origin %x, and the content is not there: %s", h.name, what, n, uint64(id), s.describe(&list[n-1]))
+			return to
+		}
+	}
+	return max(to, from-1)
+}
+
+// checkDisk holds a vector on disk against the records there.
+func (h *host) checkDisk(id replication.OriginID, from, to uint64) {
+	h.checkRange(h.disk.store, "vector on disk", id, from, to)
+}
+
+// checkDurable holds what is said to be durable against the disk.
+func (h *host) checkDurable() {
+	if h.client {
+		return
+	}
+	for index, n := range h.core.DurableVector() {
+		id, ok := h.ids[uint32(index)]
+		if n == 0 || !ok {
+			continue
+		}
+		if o, known := h.disk.origins[uint32(index)]; known && o.ID == id && o.Node != h.name && h.disk.vector[uint32(index)] < n {
+			h.w.failf("%s says that it holds number %d of origin %x durably; its disk has the vector at %d", h.name, n, uint64(id), h.disk.vector[uint32(index)])
+			return
+		} else if !known && len(h.w.content[id]) > 0 {
+			h.w.failf("%s says that it holds number %d of origin %x durably, which its disk does not know", h.name, n, uint64(id))
+			return
+		}
+	}
+}
+
+// checkFresh holds the view against the acknowledged writes that are older than it.
+func (h *host) checkFresh() {
+	quorum, _ := h.core.FreshSince()
+	at := h.w.now
+	switch quorum {
+	case math.MinInt64:
+		return
+	case math.MaxInt64:
+	default:
+		at = quorum + h.base
+	}
+	for h.fresh < len(h.w.acked) && h.w.acked[h.fresh].at < at {
+		wr := h.w.acked[h.fresh]
+		if !h.holdsContent(h.store, &wr.record) {
+			h.w.failf("%s calls its view fresh as of %v, and lacks a write of %s that a majority acknowledged at %v: %s", h.name, at, wr.by, wr.at, h.store.describe(&wr.record))
+			return
+		}
+		h.fresh++
+		h.w.result.Checked++
+	}
+}
+
+// cloned: a test has copied a running node.
+func (w *World) cloned() bool { return w.clones > 0 || w.broken != "" }
+
+// quiesce heals everything and waits until all replicas are equal.
+func (w *World) quiesce(limit time.Duration) {
+	w.calm = true
+	clear(w.cut)
+	w.release()
+	for _, h := range w.hosts {
+		h.wall, h.guarded = 0, 0
+		if !h.up {
+			h.start()
+		}
+	}
+	end := w.now + limit
+	for w.now < end && len(w.result.Failures) == 0 {
+		w.run(w.now + 50*time.Millisecond)
+		if w.difference() == "" {
+			break
+		}
+	}
+	if len(w.result.Failures) > 0 {
+		return
+	}
+	if d := w.difference(); d != "" {
+		w.failf("not level after %v: %s", limit, d)
+		return
+	}
+	w.checkEnd()
+}
+
+// difference says how replicas differ, nothing if they do not.
+func (w *World) difference() string {
+	first := w.nodes[0]
+	expected := w.live(first)
+	vector := first.vectorByID()
+	for _, h := range w.hosts {
+		if h.core.Stats().Behind > 0 {
+			return h.name + " is behind"
+		}
+		live := w.live(h)
+		if len(live) != len(expected) {
+			return h.name + " holds more, or fewer, records than " + first.name
+		}
+		for k, e := range live {
+			x := expected[k]
+			switch {
+			case x == nil || x.record != e.record:
+				return h.name + " holds other content than " + first.name
+			case e.dot == 0:
+				return h.name + " holds content without a name"
+			}
+		}
+		for id, n := range h.vectorByID() {
+			if v, ok := vector[id]; ok && v != n && len(w.content[id]) > 0 {
+				return h.name + " has another vector than " + first.name
+			}
+		}
+		if len(h.queue) > 0 {
+			return h.name + " writes to its disk"
+		}
+		if !h.client && !w.large {
+			if !h.votes {
+				return h.name + " does not vote"
+			}
+		}
+	}
+	return ""
+}
+
+// live returns what a replica holds that will not expire while one looks.
+func (w *World) live(h *host) map[replication.Key]*entry {
+	live := make(map[replication.Key]*entry, len(h.store.entries))
+	for k, e := range h.store.entries {
+		if !expired(&e.record, h.now().Guarded+int64(time.Minute/time.Millisecond)) {
+			live[k] = e
+		}
+	}
+	return live
+}
+
+func (h *host) vectorByID() map[replication.OriginID]uint64 {
+	m := make(map[replication.OriginID]uint64)
+	for _, v := range h.core.Vector() {
+		m[h.ids[v.Index]] = v.Number
+	}
+	return m
+}
+
+// checkEnd holds what all replicas have against what was acknowledged and what was ever asked for.
+func (w *World) checkEnd() {
+	first := w.nodes[0]
+	now := first.now().Guarded
+	all := newStore("")
+	for _, wr := range w.writes {
+		all.merge(&wr.record, 1, 0)
+		if (wr.quorum || wr.local) && !first.store.covers(&wr.record) && !expired(&wr.record, now) {
+			w.failf("a write of %s at %v was acknowledged (a majority: %v) and is nowhere", wr.by, wr.began, wr.quorum)
+		}
+	}
+	for _, k := range sortedKeys(w.live(first)) {
+		if r := first.store.entries[k].record; !all.covers(&r) {
+			w.failf("all hold content that nobody wrote")
+		}
+	}
+	for _, h := range w.hosts {
+		h.checkFresh()
+		if n := len(h.core.Origins()); n > len(w.content)+2*len(w.nodes) {
+			w.failf("%s knows %d origins; there were %d", h.name, n, len(w.content))
+		}
+		for _, o := range h.core.Origins() {
+			if n, m := h.vectorByID()[o.ID], w.content[o.ID]; n > 0 && len(m) > 0 {
+				h.checkRange(h.store, "vector", o.ID, 1, n)
+			}
+		}
+		if !h.client && !w.large {
+			h.verifyDisk()
+		}
+		s := h.core.Stats()
+		w.result.Scans += s.Scans
+		w.result.Pulls += s.Pulls
+		w.result.Reissued += s.Reissued
+		w.result.Repaired += s.Repaired
+	}
+}
+
+// verifyDisk holds the whole vector on disk against the records there.
+func (h *host) verifyDisk() {
+	for _, index := range slices.Sorted(maps.Keys(h.disk.vector)) {
+		if o, ok := h.disk.origins[index]; ok {
+			h.checkDisk(o.ID, 1, h.disk.vector[index])
+		}
+	}
+}
+
+// describe compares a record with what is held under its key.
+func (s *store) describe(r *replication.Record) string {
+	text := func(r *replication.Record) string {
+		return fmt.Sprintf("class %d value +%d until +%d s", r[36], parse(r).Value-epoch, int64(deadline(r))-epoch/1000)
+	}
+	if e := s.entries[r.Key()]; e != nil {
+		return fmt.Sprintf("%s; held is %s as %d:%d", text(r), text(&e.record), e.dot.Index(), e.dot.Number())
+	}
+	return text(r) + "; nothing is held"
+}

@@ -1,0 +1,43 @@
+package sim
+
+import (
+	"flag"
+	"testing"
+	"time"
+)
+
+var seeds = flag.Uint64("seeds", 70, "how many seeds TestSeeds runs")
+
+// Clusters of 3 to 9 nodes, with everything that can happen to them: package comment.
+func TestSeeds(t *testing.T) {
+	n := *seeds
+	if testing.Short() {
+		n = 20
+	}
+	var total Result
+	for seed := uint64(1); seed <= n; seed++ {
+		r := Run(Seeded(seed, Options{Clients: -1}))
+		total.Add(&r)
+		if len(r.Failures) > 0 {
+			t.Fatalf("seed %d: %q\nagain with: go run ./cluster/replication/internal/simrun -seed %d", seed, r.Failures, seed)
+		}
+	}
+	t.Log(total)
+	// What did not happen was not tested.
+	if total.Crashes < int(n) || total.Wipes == 0 || total.Scans < n || total.Reissued < n || total.Checked < 100*n || total.Quorum < 10*int(n) || total.Repaired > n {
+		t.Errorf("too little has happened: %v", total)
+	}
+}
+
+// The same seed is the same run, to the bit.
+func TestSameSeedSameTrace(t *testing.T) {
+	for seed := range uint64(4) {
+		a, b := Run(Seeded(seed, Options{Clients: 2, For: 600 * time.Millisecond})), Run(Seeded(seed, Options{Clients: 2, For: 600 * time.Millisecond}))
+		if a.Trace != b.Trace || a.Events != b.Events || a.Bytes != b.Bytes {
+			t.Fatalf("seed %d: %v\n%v", seed, a, b)
+		}
+		if other := Run(Seeded(seed+100, Options{Clients: 2, For: 600 * time.Millisecond})); other.Trace == a.Trace {
+			t.Fatal("another seed has the same trace")
+		}
+	}
+}

@@ -1,0 +1,181 @@
+package sim
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/revocation"
+)
+
+// store is a replica's records: what revocation.Table does, on a map.
+type store struct {
+	entries map[replication.Key]*entry
+	keys    []replication.Key // sorted
+	defs    map[uint64]bool
+	broken  rule
+}
+
+type entry struct {
+	record replication.Record
+	dot    replication.Dot
+}
+
+func newStore(broken rule) *store {
+	return &store{entries: make(map[replication.Key]*entry), defs: make(map[uint64]bool), broken: broken}
+}
+
+func compareKeys(a, b replication.Key) int {
+	switch {
+	case a.Hi < b.Hi || a.Hi == b.Hi && a.Lo < b.Lo:
+		return -1
+	case a == b:
+		return 0
+	}
+	return 1
+}
+
+func deadline(r *replication.Record) uint32        { return binary.BigEndian.Uint32(r[32:]) }
+func definition(r *replication.Record) uint64      { return binary.BigEndian.Uint64(r[24:]) }
+func expired(r *replication.Record, ms int64) bool { return int64(deadline(r)) < ms/1000 }
+
+func parse(r *replication.Record) revocation.Record {
+	p, _ := revocation.ParseRecord(r[:]) // the simulator makes only valid ones
+	return p
+}
+
+func encode(r revocation.Record) (out replication.Record) {
+	_, _ = r.AppendBinary(out[:0])
+	return out
+}
+
+// join is the oracle: what two contents of one key must become.
+func join(a, b *replication.Record) replication.Record {
+	return encode(revocation.Join(parse(a), parse(b)))
+}
+
+func (s *store) join(a, b *replication.Record) replication.Record {
+	j := join(a, b)
+	if s.broken == "min-for-max" {
+		x, y := parse(a), parse(b)
+		r := parse(&j)
+		r.Value = min(x.Value, y.Value)
+		return encode(r)
+	}
+	return j
+}
+
+// covers reports whether what is held is at least r.
+func (s *store) covers(r *replication.Record) bool {
+	e := s.entries[r.Key()]
+	return e != nil && (e.record == *r || join(&e.record, r) == e.record)
+}
+
+func (s *store) Merge(r *replication.Record, d replication.Dot, now replication.Now, _ bool) (replication.Merged, error) {
+	if !s.defs[definition(r)] {
+		return replication.Merged{}, replication.ErrDefinition
+	}
+	if expired(r, now.Guarded) {
+		return replication.Merged{}, nil
+	}
+	return s.merge(r, d, now.Guarded), nil
+}
+
+func (s *store) merge(r *replication.Record, d replication.Dot, guarded int64) replication.Merged {
+	key := r.Key()
+	e := s.entries[key]
+	if e != nil && expired(&e.record, guarded) {
+		*e = entry{*r, d}
+		return replication.Merged{Changed: true, Unnamed: d == 0}
+	}
+	if e == nil {
+		s.entries[key] = &entry{*r, d}
+		i, _ := slices.BinarySearchFunc(s.keys, key, compareKeys)
+		s.keys = slices.Insert(s.keys, i, key)
+		return replication.Merged{Changed: true, Unnamed: d == 0}
+	}
+	switch joined := s.join(&e.record, r); joined {
+	case e.record:
+		if e.dot != 0 || *r != e.record || d == 0 {
+			return replication.Merged{}
+		}
+		e.dot = d
+		return replication.Merged{Changed: true}
+	case *r:
+		*e = entry{*r, d}
+	default:
+		*e = entry{joined, 0}
+		if s.broken == "one-of-two-dots" {
+			e.dot = d
+		}
+	}
+	return replication.Merged{Changed: true, Unnamed: e.dot == 0}
+}
+
+func (s *store) Held(r *replication.Record, now replication.Now) (replication.Record, replication.Dot, bool) {
+	e := s.entries[r.Key()]
+	if e == nil || expired(&e.record, now.Guarded) {
+		return replication.Record{}, 0, false
+	}
+	return e.record, e.dot, true
+}
+
+func (s *store) Scan(from replication.Key, budget int, now replication.Now, keep func(replication.Dot) bool, fn func(*replication.Record, replication.Dot) bool) (replication.Key, bool) {
+	i, _ := slices.BinarySearchFunc(s.keys, from, compareKeys)
+	for ; i < len(s.keys); i++ {
+		if budget--; budget < 0 {
+			return s.keys[i], true
+		}
+		e := s.entries[s.keys[i]]
+		if expired(&e.record, now.Guarded) || !keep(e.dot) {
+			continue
+		}
+		r := e.record
+		if !fn(&r, e.dot) {
+			if i+1 == len(s.keys) {
+				return replication.Key{}, false
+			}
+			return s.keys[i+1], true
+		}
+	}
+	return replication.Key{}, false
+}
+
+func (s *store) Each(from replication.Key, budget int, now replication.Now, fn func(*replication.Record, replication.Dot)) (replication.Key, bool) {
+	return s.Scan(from, budget, now, func(replication.Dot) bool { return true }, func(r *replication.Record, d replication.Dot) bool {
+		fn(r, d)
+		return true
+	})
+}
+
+func (s *store) Definition(id uint64) []byte {
+	if !s.defs[id] {
+		return nil
+	}
+	return binary.BigEndian.AppendUint64(nil, id)
+}
+
+func (s *store) Define(b []byte, _ replication.Now) error {
+	if len(b) != 8 {
+		return replication.ErrProtocol
+	}
+	s.defs[binary.BigEndian.Uint64(b)] = true
+	return nil
+}
+
+// digest stands for a keyed PRF.
+func digest(r *replication.Record) uint64 {
+	h := uint64(0x9e3779b97f4a7c15)
+	for i := 0; i < len(r); i += 8 {
+		h = mix(h, binary.BigEndian.Uint64(r[i:]))
+	}
+	return h
+}
+
+func mix(h, v uint64) uint64 {
+	h ^= v
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 32
+	h *= 0xc4ceb9fe1a85ec53
+	return h ^ h>>29
+}

@@ -1,0 +1,45 @@
+// Command simrun simulates clusters: many seeds, or one with its trace. It ends with status 1 if a promise is broken.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/revokd/revokd/cluster/replication/internal/sim"
+)
+
+func main() {
+	var o sim.Options
+	seed := flag.Uint64("seed", 1, "the first seed")
+	seeds := flag.Uint64("seeds", 1, "how many")
+	flag.IntVar(&o.Nodes, "nodes", 0, "nodes; 0: 3 to 9, by the seed")
+	flag.IntVar(&o.Clients, "clients", -1, "client replicas; -1: by the seed")
+	flag.DurationVar(&o.For, "for", 0, "virtual time of faults; 0: by the seed")
+	flag.StringVar(&o.Mutant, "mutant", "", "a rule to leave out")
+	flag.Parse()
+	began := time.Now()
+	var total sim.Result
+	failed := 0
+	shown := began
+	for s := *seed; s < *seed+*seeds; s++ {
+		r := sim.Run(sim.Seeded(s, o))
+		total.Add(&r)
+		if len(r.Failures) > 0 {
+			failed++
+			fmt.Printf("seed %d: %s\n", s, r.Failures[0])
+			if failed == 20 {
+				break
+			}
+		}
+		if *seeds > 1 && time.Since(shown) > 10*time.Second {
+			shown = time.Now()
+			fmt.Printf("%d of %d seeds, %d failed, %v\n", s-*seed+1, *seeds, failed, time.Since(began).Round(time.Second))
+		}
+	}
+	fmt.Printf("%d seeds from %d, %d failed, %v\n%v\n", *seeds, *seed, failed, time.Since(began).Round(time.Millisecond), total)
+	if failed > 0 {
+		os.Exit(1)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication"
@@ -343,4 +344,19 @@ func (s *store) describe(r *replication.Record) string {
 		return fmt.Sprintf("%s; held is %s as %d:%d", text(r), text(&e.record), e.dot.Index(), e.dot.Number())
 	}
 	return text(r) + "; nothing is held"
+}
+
+// Describe says where every replica stands.
+func (w *World) Describe() string {
+	var b strings.Builder
+	for _, h := range w.hosts {
+		fmt.Fprintf(&b, "%s up %v stats %+v\n", h.name, h.up, h.core.Stats())
+		for _, v := range h.core.Vector() {
+			fmt.Fprintf(&b, "  %x %d of %d\n", uint64(h.ids[v.Index]), v.Number, len(w.content[h.ids[v.Index]]))
+		}
+		for _, p := range h.core.Peers() {
+			fmt.Fprintf(&b, "  peer %s behind %d ahead %d\n", p.Name, p.Behind, p.Ahead)
+		}
+	}
+	return b.String()
 }

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-var seeds = flag.Uint64("seeds", 70, "how many seeds TestSeeds runs")
+var seeds = flag.Uint64("seeds", 40, "how many seeds TestSeeds runs")
 
 // Clusters of 3 to 9 nodes, with everything that can happen to them: package comment.
 func TestSeeds(t *testing.T) {

@@ -131,9 +131,10 @@ func (r *Replica) fillLane(w *writer, p *peer, lane Lane) bool {
 		return false
 	}
 	if p.client {
-		return r.fillClient(w, p, lane)
-	}
-	if o := r.own[lane]; o != nil && r.fillPush(w, p, o) {
+		if r.fillClient(w, p, lane) {
+			return true
+		}
+	} else if o := r.own[lane]; o != nil && r.fillPush(w, p, o) {
 		return true
 	}
 	for i := 0; i < len(p.pulls); i++ {

@@ -611,6 +611,8 @@ func (r *Replica) receiveVector(p *peer, f *reader) {
 			p.applied[o.Index] = applied
 			if !p.client {
 				r.heard(o, applied)
+			} else if applied < o.applied && !slices.Contains(p.todo, o.Index) {
+				p.todo = append(p.todo, o.Index) // it may have been below the log
 			}
 		}
 		if durable > p.durable[o.Index] {

@@ -249,7 +249,7 @@ func (w *World) difference() string {
 			switch {
 			case x == nil || x.record != e.record:
 				return h.name + " holds other content than " + first.name
-			case e.dot == 0:
+			case e.dot == 0 && !h.client:
 				return h.name + " holds content without a name"
 			}
 		}

@@ -25,7 +25,7 @@ type server struct {
 	stop func()
 }
 
-func newServer(t *testing.T, addr string) *server {
+func newServer(t *testing.T, addr string, change ...func(*api.Config)) *server {
 	t.Helper()
 	key := revocation.Key{1, 2, 3}
 	n, err := node.New(node.Config{Name: "n1", Durability: node.DurabilityMemory, Key: key})
@@ -38,9 +38,13 @@ func newServer(t *testing.T, addr string) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := api.New(api.Config{Node: n, Verifier: verifier, AnyIssuer: true, Identity: func() *revokdv1.IdentityResponse {
+	cfg := api.Config{Node: n, Verifier: verifier, AnyIssuer: true, Identity: func() *revokdv1.IdentityResponse {
 		return &revokdv1.IdentityResponse{FingerprintKey: key[:]}
-	}})
+	}}
+	for _, f := range change {
+		f(&cfg)
+	}
+	s, err := api.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

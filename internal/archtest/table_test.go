@@ -11,7 +11,11 @@ var imports = map[string]string{
 	"internal/pki":             "internal/atomicfile internal/clock",
 
 	// In other programs
-	"client": "cluster/replication internal/clock internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
+	"client": "cluster/replication internal/clock internal/pki internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
+
+	"client/revokdgrpc": "client revocation",
+	"client/revokdhttp": "client revocation",
+	"client/revokdjwt":  "revocation token",
 
 	// Process
 	"node": "cluster cluster/replication cluster/voters internal/clock internal/view journal revocation ttlstore",
@@ -88,7 +92,7 @@ var libraries = []library{
 	{"github.com/MicahParks/jwkset", "Apache-2.0", "JSON web keys", "token internal/devissuer"},
 	{"github.com/bits-and-blooms/bloom/v3", "BSD-2-Clause", "sizes of filters, and the layout that other languages read", "bloom"},
 	{"github.com/dchest/siphash", "CC0-1.0", "SipHash-128, against which tests hold our own", ""},
-	{"github.com/golang-jwt/jwt/v5", "MIT", "parses and verifies tokens", "token internal/devissuer"},
+	{"github.com/golang-jwt/jwt/v5", "MIT", "parses and verifies tokens", "client/revokdjwt token internal/devissuer"},
 	{"github.com/hashicorp/go-hclog", "MIT", "logs", "client cmd/revokd internal/app internal/api internal/pki token node journal cluster"},
 	{"github.com/hashicorp/go-msgpack/v2", "MIT", "decodes memberlist's messages as memberlist does, to see what may pass", "cluster"},
 	{"github.com/hashicorp/memberlist", "MPL-2.0", "membership and failure detection", "cluster"},
@@ -101,8 +105,8 @@ var libraries = []library{
 	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "node internal/app token cmd/revokd/internal/bulk cluster"},
 	{"golang.org/x/sys", "BSD-3-Clause", "CLOCK_BOOTTIME, and memory outside the heap", "internal/clock ttlstore"},
 	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys", "token"},
-	{"google.golang.org/genproto/googleapis/rpc", "Apache-2.0", "details of gRPC errors, in tests", ""},
-	{"google.golang.org/grpc", "Apache-2.0", "the client that most programs use, in tests", ""},
-	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "client internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1"},
+	{"google.golang.org/genproto/googleapis/rpc", "Apache-2.0", "details of gRPC errors", "client/revokdgrpc"},
+	{"google.golang.org/grpc", "Apache-2.0", "interceptors for the servers that most programs use; in tests the client", "client/revokdgrpc"},
+	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "client client/revokdgrpc internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1"},
 	{"pgregory.net/rapid", "MPL-2.0", "property tests", ""},
 }

@@ -35,9 +35,9 @@ func ExampleNew() {
 		r.Header.Set("Authorization", "Bearer "+token)
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, r)
-		fmt.Println(w.Code, w.Header().Get("WWW-Authenticate"))
+		fmt.Printf("%d %q\n", w.Code, w.Header().Get("WWW-Authenticate"))
 	}
 	// Output:
-	// 200
-	// 401 Bearer error="invalid_token", error_description="The access token has been revoked"
+	// 200 ""
+	// 401 "Bearer error=\"invalid_token\", error_description=\"The access token has been revoked\""
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
@@ -132,9 +134,51 @@ func (a *audit) unary(request any, answer connect.AnyResponse, err error) {
 			}
 		}
 	default:
+		a.cluster(request, err)
 		return
 	}
 	a.write()
+}
+
+// cluster logs a change of the cluster.
+func (a *audit) cluster(request any, err error) {
+	change, name := "", ""
+	switch m := request.(type) {
+	case *revokdv1.JoinRequest:
+		change, name = "join", strings.Join(m.GetAddresses(), ",")
+	case *revokdv1.LeaveRequest:
+		change = "leave"
+	case *revokdv1.ChangeVotersRequest:
+		switch c := m.GetChange().(type) {
+		case *revokdv1.ChangeVotersRequest_Add:
+			change, name = "add", c.Add
+		case *revokdv1.ChangeVotersRequest_Remove:
+			change, name = "remove", c.Remove
+		case *revokdv1.ChangeVotersRequest_AcceptLoss:
+			change, name = "accept_loss", c.AcceptLoss
+		}
+	case *revokdv1.GossipKeysRequest:
+		switch c := m.GetChange().(type) {
+		case *revokdv1.GossipKeysRequest_Install:
+			change = "install"
+			if key, err := base64.StdEncoding.DecodeString(c.Install); err == nil {
+				name = cluster.KeyID(key)
+			}
+		case *revokdv1.GossipKeysRequest_Use:
+			change, name = "use", c.Use
+		case *revokdv1.GossipKeysRequest_Remove:
+			change, name = "remove", c.Remove
+		}
+	}
+	if change == "" {
+		return // a question
+	}
+	l := audited{outcome: "done"}
+	if err != nil {
+		l = l.failed(err)
+	}
+	a.log.Info("cluster", "method", a.method, "change", change, "name", cut(name, 256), "outcome", l.outcome, "kind", l.kind, "field", l.field,
+		"caller", a.caller, "request", a.id)
 }
 
 func (a *audit) one(l audited, answer connect.AnyResponse, err error) {
@@ -221,23 +265,27 @@ func (a audited) done(m *revokdv1.RevokeResponse) audited {
 	return a
 }
 
-// failed completes the line with why nothing was acknowledged: refused is for good and changed nothing; after failed,
-// whether it was carried out may be open.
+// failed completes the line with why nothing was acknowledged: refused is for good and changed nothing; unconfirmed is in force on this node; after
+// failed, whether it was carried out may be open.
 func (a audited) failed(err error) audited {
 	o, _, _ := outcomeOf(err)
 	a.outcome, a.kind, a.field = "refused", o.kind, o.field
 	switch {
+	case errors.Is(err, node.ErrAck):
+		a.outcome = "unconfirmed"
 	case o.code == connect.CodeInternal, o.code == connect.CodeUnavailable, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		a.outcome = "failed"
 	}
 	return a
 }
 
-// isWrite reports whether calls of a procedure are audited.
-func isWrite(procedure string) bool {
+// isAudited reports whether calls of a procedure are audited.
+func isAudited(procedure string) bool {
 	switch procedure {
 	case revokdv1connect.RevocationServiceRevokeProcedure, revokdv1connect.RevocationServiceRevokeBatchProcedure,
-		revokdv1connect.RevocationServiceBlockProcedure, revokdv1connect.RevocationServiceUnblockProcedure:
+		revokdv1connect.RevocationServiceBlockProcedure, revokdv1connect.RevocationServiceUnblockProcedure,
+		revokdv1connect.ClusterServiceJoinProcedure, revokdv1connect.ClusterServiceLeaveProcedure,
+		revokdv1connect.ClusterServiceChangeVotersProcedure, revokdv1connect.ClusterServiceGossipKeysProcedure:
 		return true
 	}
 	return false

@@ -1,13 +1,21 @@
 package api
 
 import (
+	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
+	"connectrpc.com/connect"
+
+	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/internal/devissuer"
+	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 )
 
 // auditLines returns the audit log as "method outcome count target rule claims compared reason kind field comment".
@@ -18,7 +26,7 @@ func (f *fixture) auditLines() (lines []string, ids []string) {
 		if err := json.Unmarshal([]byte(text), &l); err != nil {
 			f.Fatal(err)
 		}
-		if l["@module"] != "audit" {
+		if l["@module"] != "audit" || l["@message"] != "write" {
 			continue
 		}
 		s := ""
@@ -65,6 +73,53 @@ func TestAudit(t *testing.T) {
 	}
 	if lines, _ := f.auditLines(); !strings.HasPrefix(lines[len(lines)-2], "RevokeBatch|refused|1|token|||||malformed|token||") {
 		t.Errorf("the refused item of a batch: %q", lines[len(lines)-2])
+	}
+}
+
+// Changes of the cluster have their lines too, with names of nodes and ids of keys; questions have none.
+func TestAuditOfCluster(t *testing.T) {
+	f := start(t, func(c *setup) { c.paired = true })
+	service := revokdv1connect.NewClusterServiceClient(f.http, f.url)
+	voters := func(r *revokdv1.ChangeVotersRequest) {
+		_, _ = service.ChangeVoters(t.Context(), connect.NewRequest(r)) // the log says what became of it
+	}
+	keys := func(r *revokdv1.GossipKeysRequest) { _, _ = service.GossipKeys(t.Context(), connect.NewRequest(r)) }
+	secret := base64.StdEncoding.EncodeToString(make([]byte, 32))
+	voters(&revokdv1.ChangeVotersRequest{Change: &revokdv1.ChangeVotersRequest_Add{Add: "n1"}})
+	voters(&revokdv1.ChangeVotersRequest{Change: &revokdv1.ChangeVotersRequest_Remove{Remove: "n1"}})
+	voters(&revokdv1.ChangeVotersRequest{Change: &revokdv1.ChangeVotersRequest_AcceptLoss{AcceptLoss: "n7"}})
+	keys(&revokdv1.GossipKeysRequest{})
+	keys(&revokdv1.GossipKeysRequest{Change: &revokdv1.GossipKeysRequest_Install{Install: secret}})
+	if _, err := service.Join(t.Context(), connect.NewRequest(&revokdv1.JoinRequest{Addresses: []string{"127.0.0.1:9"}})); err != nil {
+		t.Error(err)
+	}
+	var got []string
+	for text := range strings.Lines(f.log.String()) {
+		var l map[string]any
+		if err := json.Unmarshal([]byte(text), &l); err != nil {
+			t.Fatal(err)
+		}
+		if l["@module"] == "audit" && l["@message"] == "cluster" {
+			got = append(got, fmt.Sprint(l["method"], " ", l["change"], " ", l["name"], " ", l["outcome"], " ", l["kind"]))
+		}
+	}
+	want := []string{
+		"ChangeVoters add n1 done ", "ChangeVoters remove n1 refused voters", "ChangeVoters accept_loss n7 refused voters",
+		"GossipKeys install " + cluster.KeyID(make([]byte, 32)) + " refused no_cluster", "Join join 127.0.0.1:9 done ",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if strings.Contains(f.log.String(), secret) {
+		t.Error("the log has a key")
+	}
+}
+
+// A write that fewer nodes than asked for have confirmed is in force: the log must not call it refused.
+func TestAuditOfUnconfirmed(t *testing.T) {
+	err := fmt.Errorf("%w: %w", node.ErrAck, context.DeadlineExceeded)
+	if l := (audited{}).failed(err); l.outcome != "unconfirmed" || l.kind != "ack" {
+		t.Errorf("%+v", l)
 	}
 }
 

@@ -22,7 +22,7 @@ func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			p := recover()
 			cause := err
 			answer, err = i.end(answer, r.Spec().Procedure, began, err, p)
-			if isWrite(r.Spec().Procedure) {
+			if isAudited(r.Spec().Procedure) {
 				if cause == nil {
 					cause = err // a panic
 				}

@@ -81,8 +81,8 @@ func (f *fixture) pair(cfg node.Config) {
 	})
 }
 
-// shown collects what a function shows as lines like those of /metrics, but for the labels.
-func shown(t *testing.T, collect func(gaugeFunc, counterFunc)) string {
+// collected returns what a function shows as lines like those of /metrics, but for the labels.
+func collected(t *testing.T, collect func(gaugeFunc, counterFunc)) string {
 	t.Helper()
 	var b strings.Builder
 	line := func(d *prometheus.Desc, value any) {
@@ -102,7 +102,7 @@ func shown(t *testing.T, collect func(gaugeFunc, counterFunc)) string {
 
 func gossipMetrics(t *testing.T, s cluster.Stats) string {
 	t.Helper()
-	return shown(t, func(g gaugeFunc, c counterFunc) { collectGossip(s, g, c) })
+	return collected(t, func(g gaugeFunc, c counterFunc) { collectGossip(s, g, c) })
 }
 
 // Whoever adds a number to the statistics of a package is reminded to show it.
@@ -114,11 +114,11 @@ func TestEveryStatisticIsShown(t *testing.T) {
 	f := start(t)
 	var st node.Status
 	fill(t, &st.Replication)
-	everyNumber(t, st.Replication, shown(t, func(g gaugeFunc, c counterFunc) { nodeCollector{f.server.metrics}.collectReplication(st, g, c) }))
+	everyNumber(t, st.Replication, collected(t, func(g gaugeFunc, c counterFunc) { nodeCollector{f.server.metrics}.collectReplication(st, g, c) }))
 }
 
-// notShown are fields that are no numbers.
-var notShown = map[string]bool{"LastRefused": true}
+// noNumbers are fields that are no numbers.
+var noNumbers = map[string]bool{"LastRefused": true}
 
 // fill sets each field to another number.
 func fill(t *testing.T, stats any) {
@@ -126,7 +126,7 @@ func fill(t *testing.T, stats any) {
 	v := reflect.ValueOf(stats).Elem()
 	for i := range v.NumField() {
 		switch field := v.Field(i); {
-		case notShown[v.Type().Field(i).Name]:
+		case noNumbers[v.Type().Field(i).Name]:
 		case field.CanInt():
 			field.SetInt(int64(1000 + i))
 		case field.CanUint():
@@ -142,7 +142,7 @@ func everyNumber(t *testing.T, stats any, text string) {
 	v := reflect.ValueOf(stats)
 	for i := range v.NumField() {
 		name := v.Type().Field(i).Name
-		if !notShown[name] && !strings.Contains(text, fmt.Sprintf(" %d\n", 1000+i)) {
+		if !noNumbers[name] && !strings.Contains(text, fmt.Sprintf(" %d\n", 1000+i)) {
 			t.Errorf("%T.%s is in no metric:\n%s", stats, name, text)
 		}
 	}

@@ -1,0 +1,237 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/revokd/revokd/internal/e2e"
+)
+
+// operator works on a cluster of real nodes by the command line only. The nodes are not for development: they have what an operator gives them.
+type operator struct {
+	*testing.T
+	program, dir string
+	nodes        map[string]*e2e.Process
+}
+
+func newOperator(t *testing.T) *operator {
+	t.Helper()
+	o := &operator{T: t, program: program(t, ""), dir: t.TempDir(), nodes: map[string]*e2e.Process{}}
+	gossipKey, _, _ := o.run("", "", "keys", "generate")
+	for name, text := range map[string]string{
+		"key": "000102030405060708090a0b0c0d0e0f\n", "gossip.key": gossipKey,
+		"issuers.json": `{"issuers":[{"issuer":"https://id.example","keys_file":"keys.json"}]}`,
+		"keys.json":    `{"keys":[{"kty":"OKP","crv":"Ed25519","alg":"EdDSA","use":"sig","kid":"k1","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`,
+	} {
+		if err := os.WriteFile(filepath.Join(o.dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return o
+}
+
+func (o *operator) env() []string { return []string{"HOME=" + o.dir, "PATH=" + os.Getenv("PATH")} }
+
+func (o *operator) start(name string, args ...string) {
+	o.Helper()
+	ctx, cancel := context.WithTimeout(o.Context(), patience)
+	defer cancel()
+	args = append([]string{
+		o.program, "agent", "--node-name", name, "--data-dir", o.dir, "--api-addr", "127.0.0.1:0", "--gossip-addr", "127.0.0.1:0",
+		"--key-file", "key", "--issuers", "issuers.json", "--gossip-key-file", "gossip.key",
+	}, args...)
+	p, err := e2e.Start(ctx, e2e.Config{Args: args, Env: o.env(), Dir: o.dir})
+	if err != nil {
+		o.Fatalf("%s: %v", name, err)
+	}
+	o.Cleanup(p.Kill)
+	o.nodes[name] = p
+}
+
+// run runs a command against a node and returns what it wrote and its exit code.
+func (o *operator) run(node, stdin string, args ...string) (stdout, stderr string, code int) {
+	o.Helper()
+	ctx, cancel := context.WithTimeout(o.Context(), patience)
+	defer cancel()
+	if node != "" {
+		args = append(args, "--addr", o.nodes[node].URL)
+	}
+	cmd := exec.CommandContext(ctx, o.program, args...)
+	var out, errs bytes.Buffer
+	cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = o.env(), o.dir, strings.NewReader(stdin), &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		o.Fatalf("revokd %v: %v", args, err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// says runs a command and checks its exit code and that its output matches.
+func (o *operator) says(node string, code int, pattern string, args ...string) string {
+	o.Helper()
+	stdout, stderr, got := o.run(node, "", args...)
+	if got != code || !regexp.MustCompile("(?m)"+pattern).MatchString(stdout+stderr) {
+		for name, p := range o.nodes {
+			o.Logf("%s:\n%s", name, p.Stderr())
+		}
+		o.Fatalf("revokd %s on %s: exit code %d, want %d; it says:\n%s%s\nand not %s", strings.Join(args, " "), node, got, code, stdout, stderr, pattern)
+	}
+	return stdout
+}
+
+// until repeats a command until it ends with a code and its output matches.
+func (o *operator) until(node string, code int, pattern string, args ...string) {
+	o.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		stdout, stderr, got := o.run(node, "", args...)
+		if got == code && regexp.MustCompile("(?m)"+pattern).MatchString(stdout+stderr) {
+			return
+		}
+		if time.Now().After(deadline) {
+			o.Fatalf("revokd %s on %s: exit code %d, want %d; it says:\n%s%s\nand never %s", strings.Join(args, " "), node, got, code, stdout, stderr, pattern)
+		}
+	}
+}
+
+func (o *operator) signal(s syscall.Signal, names ...string) {
+	o.Helper()
+	for _, name := range names {
+		if err := o.nodes[name].Signal(s); err != nil {
+			o.Fatal(err)
+		}
+	}
+}
+
+// A cluster is formed, described, loses nodes and goes on, by what an operator types.
+func TestClusterByCommand(t *testing.T) {
+	o := newOperator(t)
+	o.start("n1", "--bootstrap-expect", "1")
+	var members struct {
+		Members []struct{ GossipAddr string }
+	}
+	if err := json.Unmarshal([]byte(o.says("n1", 0, "", "members", "-o", "json")), &members); err != nil || len(members.Members) != 1 {
+		t.Fatalf("%v %v", members, err)
+	}
+	seed := members.Members[0].GossipAddr
+
+	o.start("n2", "--join", seed)
+	o.start("n3", "--join", seed)
+	o.until("n1", 0, `^n2 +alive +ready +no +yes +\S+ +\S+ +\S+ +0 +0 `, "members")
+
+	o.says("n1", 0, `^voters, list \d+: n1, n2; 2 of them are a quorum$`, "voters", "add", "n2")
+	o.says("n2", 0, `^voters, list \d+: n1, n2, n3; 2 of them are a quorum$`, "voters", "add", "n3")
+	o.until("n1", 0, `^n3 +alive +ready +yes +yes `, "members")
+
+	revoke := func(id string, args ...string) []string {
+		return append([]string{"revoke", "--issuer", "https://id.example", "--jti", id, "--ttl", "1h"}, args...)
+	}
+	o.until("n1", 0, ` ack all confirmed n1, n2, n3$`, revoke("all", "--ack", "all")...)
+	o.until("n1", 0, `^n2 .*[a-zµ]s +[0-9.]+(ms|µs|s)$`, "members") // its lag has been measured
+	o.says("n1", 0, `^voters +n1, n2, n3 \(list \d+, this node votes\)$`, "status")
+	o.says("n1", 0, `^connected +2 nodes, 0 client replicas$`, "status")
+
+	now := time.Now().Unix()
+	claims := func(id string, args ...string) []string {
+		return append([]string{"check", "--claims", fmt.Sprintf(`{"iss":"https://id.example","jti":%q,"iat":%d,"exp":%d}`, id, now, now+3600)}, args...)
+	}
+	o.until("n3", 0, `^active  by a view [0-9.]+(ms|µs|s) old$`, claims("other", "--freshness", "all", "--max-staleness", "10s")...)
+	o.says("n3", 3, `^revoked  rule deny \{iss, jti\}`, claims("all")...)
+
+	for _, want := range []string{
+		`revokd_gossip_members{status="alive"} 3`, `revokd_replication_sessions{kind="node"} 2`, "revokd_voters 3", "revokd_votes 1",
+		`revokd_peer_lag_seconds_bucket{peer="n2",le="30"} `, `revokd_peer_clock_offset_seconds{peer="n3"} `,
+	} {
+		if text := o.metrics("n1"); !strings.Contains(text, want) {
+			t.Errorf("no %s in\n%s", want, text)
+		}
+	}
+
+	o.rotate()
+
+	// Fewer than asked for: the command fails, and says who has confirmed.
+	o.signal(syscall.SIGSTOP, "n3")
+	o.says("n1", 1, `^receipt: durability disk ack quorum confirmed n1, n2 unconfirmed n3$`, revoke("b", "--ack", "all", "--ack-timeout", "300ms")...)
+	o.says("n1", 1, `^{"error":{"code":"deadline_exceeded",.*"receipt":{"durability":"DURABILITY_DISK","ack":"ACK_LEVEL_QUORUM","confirmed":\["n1","n2"\],"unconfirmed":\["n3"\]`,
+		revoke("c", "--ack", "all", "--ack-timeout", "300ms", "-o", "json")...)
+	o.says("n1", 0, ` ack quorum confirmed n1, n2 unconfirmed n3$`, revoke("d")...)
+	if err := os.WriteFile(filepath.Join(o.dir, "ids"), []byte(`{"iss":"https://id.example","jti":"e","exp":`+fmt.Sprint(now+3600)+"}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stdout, stderr, code := o.run("n1", "", "revoke", "--from-file", "ids", "--ack", "all", "--ack-timeout", "300ms")
+	if code != 1 || stdout != "1 lines: 1 revoked, 0 covered, 0 already expired, 0 refused\n" || !strings.Contains(stderr, "receipt: durability disk ack quorum confirmed n1, n2 unconfirmed n3\n") {
+		t.Errorf("exit code %d, %q %q", code, stdout, stderr)
+	}
+	o.says("n1", 0, "^durability disk ack quorum confirmed n1, n2 unconfirmed n3$", "revoke", "--from-file", "ids", "--ack", "quorum")
+
+	// A minority: nothing is acknowledged at quorum, and checks turn unknown.
+	o.signal(syscall.SIGSTOP, "n2")
+	o.says("n1", 1, `^receipt: durability disk ack local confirmed n1 unconfirmed n2, n3$`, revoke("f", "--ack-timeout", "300ms")...)
+	o.until("n1", 4, `^unknown  cause stale  by a view [0-9.]+(ms|s) old$`, claims("other", "--max-staleness", "300ms")...)
+	o.says("n1", 0, `^active  by a view `, claims("other", "--freshness", "any")...)
+	o.signal(syscall.SIGCONT, "n2", "n3")
+	o.until("n1", 0, ` ack all confirmed n1, n2, n3$`, revoke("g", "--ack", "all")...)
+
+	// One leaves, for good.
+	o.says("n3", 0, `^it is still a voter; if it does not come back, ask another node to: revokd voters remove n3$`, "leave")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if code, err := o.nodes["n3"].Wait(ctx); err != nil || code != 0 {
+		t.Errorf("n3 ended with %d, %v:\n%s", code, err, o.nodes["n3"].Stderr())
+	}
+	o.until("n1", 0, `^n3 +left +`, "members")
+	o.says("n1", 0, `: n1, n2; 2 of them are a quorum$`, "voters", "remove", "n3")
+
+	// The last other one is lost: nobody is left to agree, and the operator says that he knows.
+	o.nodes["n2"].Kill()
+	o.says("n1", 1, `^revokd: the voters were not changed in time; .*: it waits for `, "voters", "remove", "n2", "--timeout", "2s")
+	stdout, stderr, code = o.run("n1", "n2\n", "voters", "accept-loss", "n2")
+	if code != 0 || !strings.Contains(stdout, ": n1; 1 of them are a quorum") || !strings.Contains(stderr, "What is lost: revocations that only n2 holds") {
+		t.Errorf("exit code %d, %q %q", code, stdout, stderr)
+	}
+	if log := o.nodes["n1"].Stderr(); !strings.Contains(log, "audit: cluster: method=ChangeVoters change=accept_loss name=n2 outcome=done") {
+		t.Errorf("the log does not tell of it:\n%s", log)
+	}
+	o.says("n1", 0, "^revoked ", revoke("h", "--ack", "quorum")...)
+}
+
+// rotate changes the key of gossip on all nodes.
+func (o *operator) rotate() {
+	o.Helper()
+	id := regexp.MustCompile(`(?m)^n1 +([0-9a-f]{16}) +- +-$`).FindStringSubmatch(o.says("n2", 0, `^n3 +[0-9a-f]{16} +- +-$`, "keys", "list"))
+	if id == nil {
+		o.Fatal("n1 is not in the list of keys")
+	}
+	fresh := regexp.MustCompile(`key id ([0-9a-f]{16})\n`).FindStringSubmatch(o.says("n1", 0, `^n3 +`+id[1]+` +[0-9a-f]{16} +-$`, "keys", "install"))
+	o.says("n2", 0, `^n3 +`+fresh[1]+` +`+id[1]+` +-$`, "keys", "use", fresh[1])
+	o.says("n3", 0, `^n1 +`+fresh[1]+` +- +-$`, "keys", "remove", id[1])
+	o.says("n1", 1, `no such gossip key`, "keys", "use", id[1])
+	o.says("n1", 0, `^n3 +alive `, "members")
+}
+
+func (o *operator) metrics(node string) string {
+	o.Helper()
+	res, err := http.Get(o.nodes[node].URL + "/metrics")
+	if err != nil {
+		o.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		o.Fatal(err)
+	}
+	return string(b)
+}

@@ -19,8 +19,9 @@ type write struct {
 	began   time.Duration
 	needs   []replication.Dot
 	barrier []replication.VectorEntry
-	local   bool // durable where it was made, and that disk has not been lost since
-	quorum  bool // acknowledged by a majority
+	local   bool                   // durable where it was made, and that disk has not been lost since
+	origins []replication.OriginID // of needs
+	quorum  bool                   // acknowledged by a majority
 	at      time.Duration
 }
 
@@ -104,6 +105,9 @@ func (h *host) acknowledged(wr *write) {
 	wr.quorum, wr.at, wr.host = true, w.now, nil
 	w.result.Quorum++
 	w.acked = append(w.acked, wr)
+	for _, d := range wr.needs {
+		wr.origins = append(wr.origins, h.ids[d.Index()])
+	}
 	holders, why := 0, fmt.Sprintf("%s; ", h.store.describe(&wr.record))
 	for _, name := range h.voters.Names {
 		if h := w.byName[name]; h.holdsContent(h.disk.store, &wr.record) || h.before != nil && w.now < h.wipedAt+time.Second && h.holdsContent(h.before, &wr.record) {
@@ -192,12 +196,26 @@ func (h *host) checkFresh() {
 	for h.fresh < len(h.w.acked) && h.w.acked[h.fresh].at < at {
 		wr := h.w.acked[h.fresh]
 		if !h.holdsContent(h.store, &wr.record) {
-			h.w.failf("%s calls its view fresh as of %v, and lacks a write of %s that a majority acknowledged at %v: %s", h.name, at, wr.by, wr.at, h.store.describe(&wr.record))
+			h.w.failf("%s calls its view fresh as of %v, and lacks a write of %s that a majority acknowledged at %v: %s; %s", h.name, at, wr.by, wr.at, h.store.describe(&wr.record), h.viewsOf(wr))
 			return
 		}
 		h.fresh++
 		h.w.result.Checked++
 	}
+}
+
+// viewsOf says as of when this replica holds what each voter held, and who has a record.
+func (h *host) viewsOf(wr *write) string {
+	r := &wr.record
+	var b strings.Builder
+	for _, id := range wr.origins {
+		fmt.Fprintf(&b, "%x:%d, here %d; ", uint64(id), wr.needs[0].Number(), h.vectorByID()[id])
+	}
+	for _, name := range h.voters.Names {
+		p := h.w.byName[name]
+		fmt.Fprintf(&b, "%s (run %d, votes %v, has it %v, on disk %v) as of %v; ", name, p.run, p.votes, p.store.covers(r), p.disk.store.covers(r), h.core.View(name)+h.base)
+	}
+	return b.String()
 }
 
 // cloned: a test has copied a running node.
@@ -240,6 +258,12 @@ func (w *World) difference() string {
 		if h.core.Stats().Behind > 0 {
 			return h.name + " is behind"
 		}
+		if h.client { // it may hold what went from a node straight to it, and was lost with that node's disk
+			if d := w.lacks(h, expected, vector); d != "" {
+				return d
+			}
+			continue
+		}
 		live := w.live(h)
 		if len(live) != len(expected) {
 			return h.name + " holds more, or fewer, records than " + first.name
@@ -249,7 +273,7 @@ func (w *World) difference() string {
 			switch {
 			case x == nil || x.record != e.record:
 				return h.name + " holds other content than " + first.name
-			case e.dot == 0 && !h.client:
+			case e.dot == 0:
 				return h.name + " holds content without a name"
 			}
 		}
@@ -261,10 +285,24 @@ func (w *World) difference() string {
 		if len(h.queue) > 0 {
 			return h.name + " writes to its disk"
 		}
-		if !h.client && !w.large {
-			if !h.votes {
-				return h.name + " does not vote"
-			}
+		if !w.large && !h.votes {
+			return h.name + " does not vote"
+		}
+	}
+	return ""
+}
+
+// lacks says what a client lacks of what the nodes hold.
+func (w *World) lacks(h *host, expected map[replication.Key]*entry, vector map[replication.OriginID]uint64) string {
+	for _, e := range expected {
+		if !h.store.covers(&e.record) {
+			return h.name + " lacks content"
+		}
+	}
+	have := h.vectorByID()
+	for id, n := range vector {
+		if v, ok := have[id]; ok && v < n {
+			return h.name + " has another vector than the nodes"
 		}
 	}
 	return ""

@@ -198,19 +198,6 @@ func (h *host) open(s *session) {
 	h.step(replication.Connected{Peer: s.id, Name: s.other.name, Client: s.other.client})
 }
 
-func (h *host) receive(s *session, message []byte) {
-	if h.w.now < h.paused {
-		// The stream is read in order after the pause: at one instant events are carried out in the order in which they were made.
-		h.w.at(h.paused, func() {
-			if s.open && h.up {
-				h.receive(s, message)
-			}
-		})
-		return
-	}
-	h.step(replication.Received{Peer: s.id, Message: message})
-}
-
 // step tells the replica what has happened and carries out its answer.
 func (h *host) step(e replication.Event) {
 	w := h.w

@@ -240,12 +240,17 @@ type link struct {
 
 // conn is one session: two ends, ordered messages both ways.
 type conn struct {
-	link *link
-	ends [2]*session
-	last [2]time.Duration // arrival of the last message to an end
-	held [2][]func()      // what waits in front of a cut
-	wait [2]time.Duration // since when
-	over bool
+	link    *link
+	ends    [2]*session
+	last    [2]time.Duration // arrival of the last message to an end
+	queue   [2][]packet      // on their way to an end
+	waiting [2]bool          // a link that is cut is waited for
+	over    bool
+}
+
+type packet struct {
+	at      time.Duration
+	message []byte
 }
 
 // session is one end.
@@ -341,44 +346,42 @@ func (s *session) send(message []byte) {
 	w := s.host.w
 	w.result.Messages++
 	w.result.Bytes += uint64(len(message))
-	peer := s.conn.ends[1-s.side]
-	deliver := func() {
-		if peer.open && peer.host.up {
-			w.mark(1, s.host.id, peer.host.id, uint64(len(message)), uint64(crc32.Checksum(message, castagnoli)))
-			peer.host.receive(peer, message)
-		}
-	}
-	c := s.conn
-	if w.isCut(s.host, s.other) || len(c.held[1-s.side]) > 0 {
-		c.hold(1-s.side, deliver)
-		return
-	}
-	t := max(w.now+w.between(w.latency[0], w.latency[1]), c.last[1-s.side]+1)
-	c.last[1-s.side] = t
-	w.at(t, func() {
-		if w.isCut(s.host, s.other) || len(c.held[1-s.side]) > 0 {
-			c.hold(1-s.side, deliver)
+	c, side := s.conn, 1-s.side
+	t := max(w.now+w.between(w.latency[0], w.latency[1]), c.last[side]+1)
+	c.last[side] = t
+	c.queue[side] = append(c.queue[side], packet{t, message})
+	w.at(t, func() { c.pump(side) })
+}
+
+// pump delivers what has arrived at an end, in order, unless the link is cut or the host does nothing: then it waits.
+func (c *conn) pump(side int) {
+	w, s := c.link.w, c.ends[side]
+	for s.open && s.host.up && len(c.queue[side]) > 0 && c.queue[side][0].at <= w.now {
+		switch {
+		case w.isCut(s.other, s.host):
+			if !c.waiting[side] {
+				c.waiting[side] = true
+				first := c.queue[side][0].at
+				w.after(w.silent, func() { // TCP sends it again, or gives up
+					c.waiting[side] = false
+					if len(c.queue[side]) > 0 && c.queue[side][0].at == first && w.isCut(s.other, s.host) {
+						c.close(true)
+					}
+				})
+			}
+			return
+		case w.now < s.host.paused:
+			w.at(s.host.paused, func() { c.pump(side) })
 			return
 		}
-		deliver()
-	})
+		message := c.queue[side][0].message
+		c.queue[side] = c.queue[side][1:]
+		w.mark(1, s.other.id, s.host.id, uint64(len(message)), uint64(crc32.Checksum(message, castagnoli)))
+		s.host.step(replication.Received{Peer: s.id, Message: message})
+	}
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// hold keeps what a cut link does not let through: TCP sends it again, or gives up.
-func (c *conn) hold(side int, deliver func()) {
-	c.held[side] = append(c.held[side], deliver)
-	if len(c.held[side]) == 1 {
-		c.wait[side] = c.link.w.now
-		began := c.link.w.now
-		c.link.w.after(c.link.w.silent, func() {
-			if len(c.held[side]) > 0 && c.wait[side] == began {
-				c.close(true)
-			}
-		})
-	}
-}
 
 // release lets through what was held.
 func (w *World) release() {
@@ -388,16 +391,7 @@ func (w *World) release() {
 			continue
 		}
 		for side := range 2 {
-			if len(c.held[side]) == 0 || w.isCut(l.ends[1-side], l.ends[side]) {
-				continue
-			}
-			held := c.held[side]
-			c.held[side] = nil
-			for _, deliver := range held {
-				t := max(w.now+w.between(w.latency[0], w.latency[1]), c.last[side]+1)
-				c.last[side] = t
-				w.at(t, deliver)
-			}
+			w.after(w.between(w.latency[0], w.latency[1]), func() { c.pump(side) })
 		}
 	}
 }

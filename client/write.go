@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -135,7 +136,7 @@ func (c *Client) Block(ctx context.Context, m Match, o ...Option) (Receipt, erro
 		return Receipt{}, err
 	}
 	req := &revokdv1.BlockRequest{Match: match, Reason: reason, Comment: w.comment, Options: opts, ExpiresAt: stamp(w.expiresAt)}
-	return c.do(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient) (*connect.Response[revokdv1.RevokeResponse], error) {
+	return c.do(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient, _ int) (*connect.Response[revokdv1.RevokeResponse], error) {
 		return s.Block(ctx, connect.NewRequest(req))
 	})
 }
@@ -151,7 +152,7 @@ func (c *Client) Unblock(ctx context.Context, m Match, o ...Option) (Receipt, er
 		return Receipt{}, err
 	}
 	req := &revokdv1.UnblockRequest{Match: match, Reason: reason, Comment: w.comment, Options: opts}
-	return c.do(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient) (*connect.Response[revokdv1.RevokeResponse], error) {
+	return c.do(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient, _ int) (*connect.Response[revokdv1.RevokeResponse], error) {
 		return s.Unblock(ctx, connect.NewRequest(req))
 	})
 }
@@ -163,7 +164,11 @@ func (c *Client) revoke(ctx context.Context, req *revokdv1.RevokeRequest, o []Op
 	}
 	req.Reason, req.Comment, req.Options = reason, w.comment, opts
 	req.IssuedBefore, req.ExpiresAt = stamp(w.issuedBefore), stamp(w.expiresAt)
-	return c.do(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient) (*connect.Response[revokdv1.RevokeResponse], error) {
+	at := c.writeTime()
+	return c.do(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient, attempt int) (*connect.Response[revokdv1.RevokeResponse], error) {
+		if attempt > 0 {
+			return s.Revoke(ctx, connect.NewRequest(c.fixCutoff(req, at)))
+		}
 		return s.Revoke(ctx, connect.NewRequest(req))
 	})
 }
@@ -198,39 +203,108 @@ func options(list []Option) (w write, o *revokdv1.WriteOptions, reason revokdv1.
 // attempts bounds the nodes that a write is tried on.
 const attempts = 5
 
+type writeCall = func(ctx context.Context, s revokdv1connect.RevocationServiceClient, attempt int) (*connect.Response[revokdv1.RevokeResponse], error)
+
 // do carries out a write on the node in use, or on another one if that does not answer, and waits until this replica holds it.
-func (c *Client) do(ctx context.Context, call func(context.Context, revokdv1connect.RevocationServiceClient) (*connect.Response[revokdv1.RevokeResponse], error)) (Receipt, error) {
+func (c *Client) do(ctx context.Context, call writeCall) (Receipt, error) {
+	var res *connect.Response[revokdv1.RevokeResponse]
+	err := c.try(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient, attempt int) (err error) {
+		res, err = call(ctx, s, attempt)
+		return err
+	})
+	if err != nil {
+		if r, ok := receiptIn(err); ok {
+			return r, errors.Join(notConfirmed(r), c.seen(ctx, r))
+		}
+		return Receipt{}, err
+	}
+	r := receiptOf(res.Msg.GetReceipt())
+	r.Outcome = outcomeOf(res.Msg.GetOutcome())
+	if u := res.Msg.GetUsableAfter(); u != nil {
+		r.UsableAfter = u.AsTime()
+	}
+	return r, c.seen(ctx, r)
+}
+
+func notConfirmed(r Receipt) error {
+	return fmt.Errorf("%w: confirmed by %d, not by %d", ErrNotConfirmed, len(r.Confirmed), len(r.Unconfirmed))
+}
+
+// try calls nodes, the one in use first, until one does not fail for a reason that another attempt may mend. attempt counts from 0.
+func (c *Client) try(ctx context.Context, call func(ctx context.Context, s revokdv1connect.RevocationServiceClient, attempt int) error) error {
 	var errs error
-	for attempt := 0; attempt < attempts; attempt++ {
+	for attempt := range attempts {
 		addrs := c.addresses(ctx)
 		if len(addrs) == 0 {
 			errs = errors.New("no address")
 		} else {
 			addr := addrs[attempt%len(addrs)]
-			res, err := call(ctx, c.service(addr))
+			err := call(ctx, c.service(addr), attempt)
 			if err == nil {
-				r := receiptOf(res.Msg.GetReceipt())
-				r.Outcome = outcomeOf(res.Msg.GetOutcome())
-				if u := res.Msg.GetUsableAfter(); u != nil {
-					r.UsableAfter = u.AsTime()
-				}
-				return r, c.seen(ctx, r)
-			}
-			if r, ok := receiptIn(err); ok {
-				return r, errors.Join(fmt.Errorf("%w: confirmed by %d, not by %d", ErrNotConfirmed, len(r.Confirmed), len(r.Unconfirmed)), c.seen(ctx, r))
+				return nil
 			}
 			errs = fmt.Errorf("%s: %w", addr, err)
-			if code := connect.CodeOf(err); code != connect.CodeUnavailable && code != connect.CodeResourceExhausted {
-				return Receipt{}, errs
+			if _, answered := receiptIn(err); answered || !retriable(err) && ctx.Err() == nil {
+				return errs
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return Receipt{}, fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(ctx.Err(), errs))
+			return fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(ctx.Err(), errs))
 		case <-time.After(c.backoff(attempt)):
 		}
 	}
-	return Receipt{}, fmt.Errorf("%w: %w", ErrUnavailable, errs)
+	return fmt.Errorf("%w: %w", ErrUnavailable, errs)
+}
+
+// retriable: what a node refuses is refused; one that goes away in the middle of a call may leave any other trace.
+func retriable(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeResourceExhausted, connect.CodeAborted, connect.CodeInternal, connect.CodeUnknown, connect.CodeCanceled, connect.CodeDeadlineExceeded:
+		return true
+	}
+	return false
+}
+
+// writeTime is what this replica takes for the nodes' time, in Unix milliseconds: the later of its own wall clock and the cluster's guarded time, so that a
+// clock that is behind makes no cutoff miss the latest tokens.
+func (c *Client) writeTime() int64 { return max(c.cfg.clock.Now().UnixMilli(), c.now.Load()) }
+
+// fixCutoff returns a request that leaves its cutoff to the node with the cutoff that a node would have taken at a time; others as they are. The
+// first node that was tried may have carried it out: one that is tried later must not move the cutoff over tokens issued meanwhile.
+// The idempotency key is of the request as it was.
+func (c *Client) fixCutoff(req *revokdv1.RevokeRequest, at int64) *revokdv1.RevokeRequest {
+	if req.GetIssuedBefore() != nil || req.GetBelow() != nil || req.GetMatch() == nil {
+		return req
+	}
+	m, err := matchOf(req.GetMatch())
+	if err != nil {
+		return req // the node says what is wrong
+	}
+	plan, err := c.table.Policy().Plan(revocation.Request{Match: m, Cutoff: req.GetKeep() != nil}, at, at)
+	if err != nil || plan.AlreadyExpired || plan.Main().Class != revocation.ClassIssuedBefore {
+		return req
+	}
+	fixed := proto.CloneOf(req)
+	fixed.IssuedBefore = timestamppb.New(time.UnixMilli(plan.Main().Value))
+	if fixed.GetOptions() != nil {
+		fixed.Options.IdempotencyKey = ""
+	}
+	return fixed
+}
+
+func matchOf(m *revokdv1.Match) (revocation.Match, error) {
+	values := map[string]revocation.Value{}
+	for name, v := range m.GetClaims() {
+		values[name] = revocation.String(v)
+	}
+	for name, v := range m.GetIntegers() {
+		values[name] = revocation.Int(v)
+	}
+	for name, v := range m.GetBooleans() {
+		values[name] = revocation.Bool(v)
+	}
+	return revocation.NewMatch(values)
 }
 
 // seenTimeout bounds the wait for this replica when ctx has no deadline.

@@ -56,13 +56,46 @@ type committer struct {
 	builder frameBuilder
 	file    File  // of Journal.active; nil: none, the next commit begins a segment
 	start   int64 // where its head ends
-	// What the next head says.
+	empty   bool  // it has no commit behind its head
+	// What the head of the active segment says; without one, the next head.
 	base  prev
 	carry []byte // records behind base that must be repeated
+	block lastBlock
 
 	spare string    // a segment that the next head makes superfluous
-	tried time.Time // when a segment could not be begun for want of space
+	tried time.Time // when a segment could not be begun
 	roll  bool
+}
+
+// lastBlock is what the last block of the active segment holds. A failed write of a frame may harm all of its first block, and with it
+// frames that were acknowledged: these are repeated in another file.
+type lastBlock struct {
+	frames  []blockFrame
+	records []byte // of all frames
+}
+
+type blockFrame struct {
+	offset, end int64
+	records     int // bytes
+}
+
+// add takes a durable frame into account.
+func (l *lastBlock) add(offset int64, size int, records []byte) {
+	end := offset + int64(size)
+	n, bytes := 0, 0
+	for n < len(l.frames) && l.frames[n].end <= end/ioBlock*ioBlock {
+		bytes += l.frames[n].records
+		n++
+	}
+	l.frames = slices.Delete(l.frames, 0, n)
+	l.records = slices.Delete(l.records, 0, bytes)
+	if cap(l.records) > 1<<20 && len(l.records) < ioBlock {
+		l.records = slices.Clone(l.records)
+	}
+	if end%ioBlock != 0 {
+		l.frames = append(l.frames, blockFrame{offset, end, len(records)})
+		l.records = append(l.records, records...)
+	}
 }
 
 func (c *committer) init(j *Journal) {
@@ -227,7 +260,8 @@ func (c *committer) write(group []*Batch) error {
 		return c.failed(err)
 	}
 	took := time.Since(began)
-	c.carry = nil
+	c.empty = false
+	c.block.add(j.active.end, len(frame), frame[headerSize:headerSize+records*j.cfg.RecordSize])
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.active.end += int64(len(frame))
@@ -264,6 +298,20 @@ func (c *committer) linked() error {
 	if err == nil && !ok {
 		err = errUnlinked
 	}
+	if err != nil {
+		return err
+	}
+	return c.locked()
+}
+
+// errUnlocked: somebody removed the lock file, so another process may have the directory.
+var errUnlocked = errors.New("the lock file was removed or replaced")
+
+func (c *committer) locked() error {
+	ok, err := c.j.lock.Linked()
+	if err == nil && !ok {
+		err = errUnlocked
+	}
 	return err
 }
 
@@ -272,9 +320,9 @@ func (c *committer) linked() error {
 // it counts, so that nothing of the failed commit is ever read, whole or torn.
 func (c *committer) failed(err error) error {
 	err = diskError("write the journal", err)
-	c.abandon()
+	c.abandon(true)
 	c.note(err)
-	if errors.Is(err, errUnlinked) {
+	if errors.Is(err, errUnlinked) || errors.Is(err, errUnlocked) {
 		c.fail(err, true)
 	} else {
 		_ = c.begin() // shows in Err
@@ -282,17 +330,32 @@ func (c *committer) failed(err error) error {
 	return err
 }
 
-// abandon ends the active segment where it is durable.
-func (c *committer) abandon() {
+// abandon ends the active segment. After a failure the next head repeats what shares a block with it, even the whole segment.
+func (c *committer) abandon(failed bool) {
 	c.closeFile()
 	j := c.j
+	end := j.active.end
+	whole := c.empty
+	if failed && len(c.block.frames) > 0 {
+		end = c.block.frames[0].offset
+		whole = whole || end == 0
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if c.carry == nil {
-		c.base = prev{j.active.seq, j.active.end}
-		j.sealed = append(j.sealed, j.active)
-	} else {
+	switch {
+	case whole && c.empty:
 		c.spare = j.active.name() // only a head: the next one repeats it
+	case whole:
+		c.spare = j.active.name()
+		c.carry = slices.Clone(c.block.records) // those of the head are among them
+	default:
+		c.base, c.carry = prev{j.active.seq, end}, nil
+		if failed {
+			c.carry = slices.Clone(c.block.records)
+		}
+		s := j.active
+		s.end = end
+		j.sealed = append(j.sealed, s)
 	}
 	j.active = segment{}
 }
@@ -303,11 +366,11 @@ func (c *committer) ready(force bool) error {
 	if j.latched {
 		return j.Err()
 	}
-	if c.file != nil && c.carry == nil && (j.active.end-c.start >= j.cfg.SegmentBytes || c.roll) {
+	if c.file != nil && !c.empty && (j.active.end-c.start >= j.cfg.SegmentBytes || c.roll) {
 		if err := c.linked(); err != nil {
 			return c.failed(err)
 		}
-		c.abandon()
+		c.abandon(false)
 	}
 	c.roll = false
 	if c.file != nil {
@@ -327,8 +390,8 @@ func (c *committer) heal() {
 }
 
 // begin makes a new segment: file, head, fsync, its name, and fsync of the directory. A segment thus never has a
-// torn head, and one without a head is damage. Until it has succeeded nothing is written anywhere. A failure
-// for want of space may be tried again, any other is final.
+// torn head, and one without a head is damage. Until it has succeeded nothing is written anywhere. A failure for want of something
+// that comes back, such as space, may be tried again: nothing counts that it left. Any other is final.
 func (c *committer) begin() error {
 	j := c.j
 	seq := j.newID()
@@ -341,7 +404,11 @@ func (c *committer) begin() error {
 	j.mu.Unlock() // only this goroutine changes the metadata
 	began := time.Now()
 	temp := s.name() + tempSuffix
-	file, err := createSegment(j.dir, temp, seq, h, &c.builder)
+	var file File
+	err := c.locked()
+	if err == nil {
+		file, err = createSegment(j.dir, temp, seq, h, &c.builder)
+	}
 	if err == nil {
 		if err = c.sync(file); err == nil {
 			err = j.dir.fs.Rename(j.dir.path(temp), j.dir.path(s.name()))
@@ -360,13 +427,12 @@ func (c *committer) begin() error {
 		err = diskError("begin a segment", err)
 		c.tried = time.Now()
 		c.note(err)
-		c.fail(err, !errors.Is(err, ErrFull))
+		c.fail(err, !isTransient(err))
 		return err
 	}
-	c.file, c.start = file, int64(len(c.builder.buf))
-	if c.carry == nil {
-		c.carry = []byte{} // until the first commit this segment is only a head
-	}
+	c.file, c.start, c.empty = file, int64(len(c.builder.buf)), true
+	c.block = lastBlock{}
+	c.block.add(0, len(c.builder.buf), c.carry)
 	s.end = c.start
 	j.mu.Lock()
 	healed := j.failure != nil
@@ -407,7 +473,7 @@ func (c *committer) note(err error) {
 
 // end closes the active segment with a frame that proves that everything before it was synced.
 func (c *committer) end() {
-	if c.file == nil || c.carry != nil {
+	if c.file == nil || c.empty {
 		return // a head alone says it already
 	}
 	c.builder.begin(frameEnd, c.j.active.seq)

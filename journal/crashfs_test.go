@@ -288,7 +288,7 @@ func (r rename) apply(entries map[string]any) {
 	}
 }
 
-func (f *crashFS) Lock(name string, create bool) (io.Closer, error) {
+func (f *crashFS) Lock(name string, create bool) (journal.Lock, error) {
 	f.mu.Lock()
 	_, err := f.find(name)
 	f.mu.Unlock()
@@ -307,17 +307,29 @@ func (f *crashFS) Lock(name string, create bool) (io.Closer, error) {
 		return nil, fmt.Errorf("%w: %s", journal.ErrLocked, name)
 	}
 	f.locks[name] = true
-	return unlock(func() error {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.locks, name)
-		return nil
-	}), nil
+	n, _ := f.find(name)
+	return &lock{f, name, n}, nil
 }
 
-type unlock func() error
+type lock struct {
+	fs   *crashFS
+	name string
+	n    any
+}
 
-func (u unlock) Close() error { return u() }
+func (l *lock) Close() error {
+	l.fs.mu.Lock()
+	defer l.fs.mu.Unlock()
+	delete(l.fs.locks, l.name)
+	return nil
+}
+
+func (l *lock) Linked() (bool, error) {
+	l.fs.mu.Lock()
+	defer l.fs.mu.Unlock()
+	n, _ := l.fs.find(l.name)
+	return n == l.n, nil
+}
 
 // handle is an open file.
 type handle struct {

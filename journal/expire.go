@@ -22,6 +22,7 @@ const (
 type expiryFile struct {
 	expFile
 	closed bool                    // a write of it failed, or may have: never written again
+	harmed bool                    // and that may have harmed the block where it ends: to be written again elsewhere
 	counts *[histogramSlots]uint32 // records by deadline; nil: not counted yet
 	gone   atomic.Bool             // its content has expired and was given back
 }
@@ -193,7 +194,7 @@ func (j *Journal) sort(ctx context.Context, group []segment, now int64) error {
 	return nil
 }
 
-// compact writes buckets again most of whose records have expired, or that have many files. Every record is written at most
+// compact writes buckets again most of whose records have expired, or that have many files, or one that a failed write may have harmed. Every record is written at most
 // once more for that on average, since at least as many are left out.
 func (j *Journal) compact(ctx context.Context, now int64) error {
 	buckets := map[bucket][]*expiryFile{}
@@ -208,7 +209,8 @@ func (j *Journal) compact(ctx context.Context, now int64) error {
 		for _, f := range files {
 			size += f.length
 		}
-		if len(files) <= maxBucketFiles && (b.start() >= now || size < compactFloor) {
+		harmed := slices.ContainsFunc(files, func(f *expiryFile) bool { return f.harmed })
+		if len(files) <= maxBucketFiles && !harmed && (b.start() >= now || size < compactFloor) {
 			continue
 		}
 		var total, live int64
@@ -225,7 +227,7 @@ func (j *Journal) compact(ctx context.Context, now int64) error {
 				}
 			}
 		}
-		if len(files) > maxBucketFiles || live*2 < total {
+		if len(files) > maxBucketFiles || harmed || live*2 < total {
 			if err := j.rewrite(ctx, b, files, now); err != nil {
 				return err
 			}
@@ -426,7 +428,11 @@ func (w *expiryWriter) close(err error) error {
 	}
 	if err != nil {
 		w.target.closed = true
-		_ = w.file.Truncate(w.target.length) // on a full disk this gives space back
+		if isFull(err) {
+			_ = w.file.Truncate(w.target.length) // gives space back
+		} else {
+			w.target.harmed = true
+		}
 		w.file.Close()
 		return err
 	}

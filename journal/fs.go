@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"slices"
 	"syscall"
 )
 
@@ -25,7 +26,14 @@ type FS interface {
 	SyncDir(name string) error
 	// Lock takes the exclusive lock of a file, which it creates if create is set, and does not wait: the error
 	// matches [ErrLocked] if another process, or another call in this one, has it.
-	Lock(name string, create bool) (io.Closer, error)
+	Lock(name string, create bool) (Lock, error)
+}
+
+// Lock is a lock that is held until it is closed.
+type Lock interface {
+	io.Closer
+	// Linked reports whether the locked file still is what its name leads to; if not, somebody else may lock another one.
+	Linked() (bool, error)
 }
 
 // File is an open file of an [FS]. The journal calls WriteAt and Sync of one file from one goroutine at a time.
@@ -44,5 +52,12 @@ type File interface {
 
 // isFull reports whether an error says that there is no space: it heals when space returns.
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// isTransient reports whether an error says that something is lacking that comes back.
+func isTransient(err error) bool {
+	return isFull(err) || slices.ContainsFunc([]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EAGAIN, syscall.EINTR}, func(lack error) bool {
+		return errors.Is(err, lack)
+	})
+}
 
 func notExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }

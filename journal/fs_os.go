@@ -2,7 +2,6 @@ package journal
 
 import (
 	"errors"
-	"io"
 	"os"
 	"syscall"
 
@@ -56,7 +55,7 @@ func (osFS) SyncDir(name string) error {
 	return err
 }
 
-func (osFS) Lock(name string, create bool) (io.Closer, error) {
+func (osFS) Lock(name string, create bool) (Lock, error) {
 	flag := os.O_RDONLY
 	if create {
 		flag = os.O_RDWR | os.O_CREATE
@@ -69,7 +68,22 @@ func (osFS) Lock(name string, create bool) (io.Closer, error) {
 		f.Close()
 		return nil, err
 	}
-	return f, nil
+	return osLock{f}, nil
+}
+
+// osLock is a locked file.
+type osLock struct{ *os.File }
+
+func (l osLock) Linked() (bool, error) {
+	mine, err := l.Stat()
+	if err != nil {
+		return false, err
+	}
+	named, err := os.Stat(l.Name())
+	if notExist(err) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(mine, named), err
 }
 
 // osFile is an open file; ReadAt, Truncate and Close are those of [os.File].

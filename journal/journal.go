@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -101,7 +100,7 @@ type Journal struct {
 	cfg  Config
 	dir  directory
 	log  hclog.Logger
-	lock io.Closer
+	lock Lock
 
 	incarnation Incarnation
 
@@ -291,7 +290,7 @@ func (j *Journal) Keys(prefix string) []string {
 func isOwn(key string) bool { return strings.HasPrefix(key, "\x00") }
 
 // Err says why writes are refused now, nil if they are not. It matches [ErrFull], and ends by itself when
-// space returns, or [ErrDisk], and stays until the journal is opened again.
+// space returns, or [ErrDisk]: for want of memory or open files it ends by itself too, else it stays until the journal is opened again.
 func (j *Journal) Err() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -391,7 +390,7 @@ func (j *Journal) adopt(m *image) error {
 	if err := j.committer.syncFile(m.segments[len(m.segments)-1].name()); err != nil {
 		return diskError("sync the last segment", err)
 	}
-	if err := j.committer.begin(); err != nil && !errors.Is(err, ErrFull) {
+	if err := j.committer.begin(); err != nil && j.latched {
 		return err
 	} else if err == nil {
 		j.remove(m.unused())

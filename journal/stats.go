@@ -22,6 +22,7 @@ type Stats struct {
 	Failures  uint64 // writes, syncs and new files that failed
 	LastError error  // the last of them, also when the journal has gone on since
 	Failed    error  // what Err returns
+	Latched   bool   // until the journal is opened again
 
 	QueueBatches int
 	QueueBytes   int
@@ -95,7 +96,7 @@ func (j *Journal) Stats() Stats {
 	c := &j.stats
 	s := Stats{
 		MetaBytes: j.meta.size, Commits: c.commits, Batches: c.batches, Records: c.records, Written: c.written, Busy: c.busy,
-		Failures: c.failures, LastError: c.lastError, Failed: j.failure, QueueBatches: j.waiting, QueueBytes: j.queued, Commit: c.latency,
+		Failures: c.failures, LastError: c.lastError, Failed: j.failure, Latched: j.latched, QueueBatches: j.waiting, QueueBytes: j.queued, Commit: c.latency,
 		Partitioned: c.partitioned, Kept: c.kept, Compacted: c.compacted, Released: c.released,
 		Segments: len(j.sealed), ExpiryFiles: len(j.files), Bytes: j.active.end,
 	}

@@ -41,7 +41,7 @@ func (n *Node) openJournal() error {
 		return err
 	}
 	n.journal = j
-	n.onDisk = onDisk{shapes: make(map[revocation.ShapeID]bool)}
+	n.onDisk = onDisk{shapes: make(map[revocation.ShapeID]*definition)}
 	n.commits = (*disk)(n)
 	return nil
 }
@@ -90,13 +90,37 @@ func (d *disk) commit(ctx context.Context, w *writing) error {
 
 // onDisk is what the journal's metadata holds, or is about to hold. It belongs to the goroutine that commits.
 type onDisk struct {
-	shapes map[revocation.ShapeID]bool
+	shapes map[revocation.ShapeID]*definition
 	policy []byte
+	time   int64 // guarded, Unix milliseconds
 }
+
+// definition is that of a shape. Files keep records for a while after their time has passed, and a start whose clock is wrong
+// may have to read them: so it stays on disk until no file can hold a record that needs it.
+type definition struct {
+	unused bool  // no file held a record of it at the start, and none has been written since
+	idle   int64 // guarded time since when the table has no record of it, Unix milliseconds; 0: it has, or nobody has looked
+}
+
+// keepDefinition is how long a shape must be without live records: longer than a file outlives its records, by a clock that goes
+// back a month.
+const keepDefinition = 33 * 24 * time.Hour
+
+// gone reports whether a definition may go, seen at a moment at which the table has no record of its shape.
+func (d *definition) gone(now int64) bool {
+	if d.idle == 0 || d.idle > now {
+		d.idle = now
+	}
+	return d.unused || now-d.idle >= keepDefinition.Milliseconds()
+}
+
+// holds notes that the journal has a record of a shape.
+func (d *onDisk) holds(id revocation.ShapeID) { d.shapes[id] = &definition{} }
 
 // housekeeping is a batch that states the time and the policy, and forgets shapes without records.
 type housekeeping struct {
 	policy  []byte
+	time    int64
 	origins []replication.Origin
 }
 
@@ -135,8 +159,11 @@ func (n *Node) assign(b *journal.Batch) {
 		for _, s := range n.table.Shapes() {
 			live[s.ID()] = true
 		}
-		for id := range n.onDisk.shapes {
-			if !live[id] {
+		now := n.Now()
+		for id, def := range n.onDisk.shapes {
+			if live[id] {
+				def.idle = 0
+			} else if def.gone(now) {
 				b.Meta = append(b.Meta, journal.Meta{Key: shapeKey(id)})
 				// A writer behind this batch brings the definition again, even if this batch should fail.
 				delete(n.onDisk.shapes, id)
@@ -145,7 +172,11 @@ func (n *Node) assign(b *journal.Batch) {
 		if _, repaired := n.journal.Get(metaRepaired); repaired && n.complete.Load() { // level with another node, or alone
 			b.Meta = append(b.Meta, journal.Meta{Key: metaRepaired})
 		}
-		b.Meta = append(b.Meta, journal.Meta{Key: metaTime, Value: binary.BigEndian.AppendUint64(nil, uint64(n.Now()))})
+		// A clock that stands before the time on disk does not take it back before it is believed again.
+		if now > n.onDisk.time || n.clockState() == "ok" {
+			w.time = now
+			b.Meta = append(b.Meta, journal.Meta{Key: metaTime, Value: binary.BigEndian.AppendUint64(nil, uint64(now))})
+		}
 		if policy, err := json.Marshal(n.Policy()); err == nil && !bytes.Equal(policy, n.onDisk.policy) {
 			b.Meta = append(b.Meta, journal.Meta{Key: metaPolicy, Value: policy})
 			w.policy = policy
@@ -184,7 +215,7 @@ func parseOrigin(b []byte) (o replication.Origin, err error) {
 
 // bring adds the definition of a shape to a batch unless an earlier one has made it durable.
 func (n *Node) bring(b *journal.Batch, id revocation.ShapeID, s revocation.Shape) {
-	if n.onDisk.shapes[id] || slices.ContainsFunc(b.Meta, func(m journal.Meta) bool { return m.Key == shapeKey(id) }) {
+	if n.onDisk.shapes[id] != nil || slices.ContainsFunc(b.Meta, func(m journal.Meta) bool { return m.Key == shapeKey(id) }) {
 		return
 	}
 	def, err := s.AppendBinary(nil)
@@ -209,23 +240,27 @@ func (n *Node) committed(b *journal.Batch, err error) {
 			n.replica.disk.add(w.origins, nil)
 		} else {
 			for _, e := range w.entries {
-				n.onDisk.shapes[e.record.Shape] = true
+				n.onDisk.holds(e.record.Shape)
 			}
 		}
 		n.merged(w, err)
 	case *peerWrite:
 		if err == nil {
 			for _, id := range w.shapes {
-				n.onDisk.shapes[id] = true
+				n.onDisk.holds(id)
 			}
 		}
 		n.replica.peerCommitted(b, err)
 	case *housekeeping:
 		if err != nil {
 			n.replica.disk.add(w.origins, nil)
-		} else if w.policy != nil {
-			n.onDisk.policy = w.policy
+			return
 		}
+		if w.policy != nil {
+			n.onDisk.policy = w.policy
+			n.policyKept.Store(true)
+		}
+		n.onDisk.time = max(w.time, n.onDisk.time)
 	}
 }
 
@@ -257,6 +292,7 @@ func (n *Node) start(ctx context.Context) error {
 			return nil
 		})
 	}
+	var shape revocation.ShapeID
 	stats, err := n.journal.Replay(ctx, func(records []byte) error {
 		if err := meta(); err != nil {
 			return err
@@ -268,6 +304,10 @@ func (n *Node) start(ctx context.Context) error {
 					return fmt.Errorf("a record in the journal: %w", err)
 				}
 				disk.note(replication.Dot(dot), record.ExpiresAt)
+				if record.Shape != shape {
+					shape = record.Shape
+					n.onDisk.holds(shape)
+				}
 			}
 			select {
 			case chunks <- slices.Clone(chunk):
@@ -377,7 +417,8 @@ func (d *restored) state(name string, deadline func(uint32) uint32) ([]replicati
 // readMeta takes the definitions of shapes and the last known time from the journal.
 func (n *Node) readMeta(disk *restored) error {
 	if b, ok := n.journal.Get(metaTime); ok && len(b) == 8 {
-		n.setGuard(time.UnixMilli(int64(binary.BigEndian.Uint64(b))))
+		n.onDisk.time = int64(binary.BigEndian.Uint64(b))
+		n.setGuard(time.UnixMilli(n.onDisk.time))
 	}
 	if b, ok := n.journal.Get(metaPolicy); ok {
 		var earlier revocation.Policy
@@ -401,7 +442,7 @@ func (n *Node) readMeta(disk *restored) error {
 		if err != nil {
 			return fmt.Errorf("a shape in the journal: %w", err)
 		}
-		n.onDisk.shapes[s.ID()] = true
+		n.onDisk.shapes[s.ID()] = &definition{unused: true} // until its first record is read
 	}
 	for _, key := range n.journal.Keys(metaOrigin) {
 		b, _ := n.journal.Get(key)
@@ -427,8 +468,8 @@ func (n *Node) readMeta(disk *restored) error {
 	return nil
 }
 
-// runJournal starts what keeps the journal until ctx ends, and returns when the policy in force is on disk: records
-// are kept as long as it says, so the next start must know it.
+// runJournal starts what keeps the journal until ctx ends. It returns when the policy in force is on disk, or the disk has refused it: records
+// are kept as long as it says, so the next start must know it, and until then the node is not ready.
 func (n *Node) runJournal(ctx context.Context, g *errgroup.Group) error {
 	if n.journal == nil {
 		return nil
@@ -437,18 +478,25 @@ func (n *Node) runJournal(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return fmt.Errorf("encode the policy: %w", err)
 	}
-	changed := !bytes.Equal(policy, n.onDisk.policy)
+	n.policyKept.Store(bytes.Equal(policy, n.onDisk.policy))
 	g.Go(func() error { return n.journal.Run(ctx) })
-	if changed {
-		if err := n.keepHouse(ctx); err != nil {
-			return fmt.Errorf("keep the policy: %w", err)
+	if !n.policyKept.Load() {
+		if err := n.keepHouse(ctx); err != nil && ctx.Err() == nil {
+			n.log.Warn("the policy is not on disk yet", "error", err)
 		}
 	}
 	g.Go(func() error {
 		// A failure shows in the state of the journal.
 		return n.every(ctx, markEvery, func() { _ = n.keepHouse(ctx) })
 	})
-	g.Go(func() error { return n.every(ctx, mendEvery, n.replica.mend) })
+	g.Go(func() error {
+		return n.every(ctx, mendEvery, func() {
+			if !n.policyKept.Load() {
+				_ = n.keepHouse(ctx) // shows in Ready
+			}
+			n.replica.mend()
+		})
+	})
 	g.Go(func() error {
 		return n.every(ctx, expireEvery, func() {
 			if err := n.journal.Expire(ctx, n.Now()/1000); err != nil && ctx.Err() == nil {

@@ -1,12 +1,17 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/revokd/revokd/internal/clock/clocktest"
 	"github.com/revokd/revokd/journal"
@@ -118,6 +123,13 @@ func TestClockAtRestart(t *testing.T) {
 		clk.Jump(wrong)
 		c := token(t, start, "")
 		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+		word := "ahead"
+		if wrong < 0 {
+			word = "behind"
+		}
+		if s := n.Status().Clock; !strings.Contains(s, word) && !strings.Contains(s, "not set") {
+			t.Errorf("clock wrong by %s: %s", wrong, s)
+		}
 		for range 9 { // within the grace period
 			n.tick()
 			n.table.Sweep(n.Now())
@@ -134,11 +146,6 @@ func TestClockAtRestart(t *testing.T) {
 		stop()
 		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
 		wantStatus(t, n, c, revocation.Revoked)
-		if wrong < 0 {
-			if s := n.Status().Clock; s == "" {
-				t.Error("no state of the clock")
-			}
-		}
 		stop()
 		clk.Advance(24 * time.Hour)
 		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
@@ -261,37 +268,84 @@ func TestClockBehindDisk(t *testing.T) {
 	}
 }
 
-// The definition of a shape goes when its last record has gone, and comes back with the next one.
+// The time on disk is not taken back by a clock that is wrong: the starts after it know better too.
+func TestTimeOnDisk(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	expire(t, n)
+	stop()
+	clk.Jump(-30 * 24 * time.Hour)
+	for range 3 {
+		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+		if s := n.Status().Clock; !strings.Contains(s, "behind") {
+			t.Errorf("clock: %s", s)
+		}
+		expire(t, n)
+		results, _, err := n.Write(t.Context(), []revocation.Request{{Match: match(t, "iss=i,sub=alice")}}, WriteOptions{})
+		if err != nil || !errors.Is(results[0].Err, ErrClock) {
+			t.Errorf("a cutoff 30 days ago: %v, %+v", err, results)
+		}
+		stop()
+	}
+	// While the node runs it is the same.
+	clk.Jump(30 * 24 * time.Hour)
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	clk.Jump(-30 * 24 * time.Hour)
+	expire(t, n)
+	stop()
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	defer stop()
+	if s := n.Status().Clock; !strings.Contains(s, "behind") {
+		t.Errorf("clock: %s", s)
+	}
+}
+
+// The definition of a shape goes when no file can hold a record of it any more, and comes back with the next one.
 func TestShapesOnDisk(t *testing.T) {
 	dir, clk := t.TempDir(), clocktest.New(start)
 	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
 	write(t, n, deny(t, "j1"))
-	shapes := func() int { return len(n.journal.Keys(metaShape)) }
-	house := func() {
+	want := func(count int, when string) {
 		t.Helper()
-		n.tick()
-		n.table.Sweep(n.Now())
-		if err := n.keepHouse(t.Context()); err != nil {
-			t.Fatal(err)
+		if got := len(n.journal.Keys(metaShape)); got != count {
+			t.Fatalf("%d shapes %s", got, when)
 		}
 	}
-	house()
-	if shapes() != 1 {
-		t.Fatalf("%d shapes", shapes())
-	}
+	expire(t, n)
+	want(1, "in its time")
 	clk.Advance(4 * time.Hour)
-	house()
-	if shapes() != 0 {
-		t.Fatalf("%d shapes after their time", shapes())
-	}
+	expire(t, n)
+	want(1, "after its time, with records in files")
+	stop()
+	// A start with a clock that has gone back needs it.
+	clk.Jump(-4 * time.Hour)
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	wantStatus(t, n, token(t, start, ""), revocation.Revoked)
+	stop()
+	clk.Jump(4 * time.Hour)
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	expire(t, n)
+	want(1, "after its time")
+	clk.Advance(keepDefinition)
+	expire(t, n)
+	want(0, "long after its time")
 	r := revocation.Request{Match: match(t, "iss=i,jti=j1"), ExpiresAt: clk.Now().Add(time.Hour).UnixMilli()}
 	write(t, n, r)
-	if shapes() != 1 {
-		t.Fatalf("%d shapes after a new record", shapes())
+	want(1, "after a new record")
+	stop()
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	wantStatus(t, n, token(t, clk.Now(), ""), revocation.Revoked)
+	clk.Advance(4 * time.Hour)
+	for range 3 { // closed, sorted, removed
+		expire(t, n)
+		clk.Advance(2 * time.Hour)
 	}
 	stop()
-	n = testNode(t, Config{Dir: dir, Clock: clk})
-	wantStatus(t, n, token(t, clk.Now(), ""), revocation.Revoked)
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	defer stop()
+	clk.Advance(11 * time.Minute)
+	expire(t, n)
+	want(0, "after a start that met no record of it")
 }
 
 // Origins of runs whose records have gone are forgotten.
@@ -361,6 +415,42 @@ func TestPolicyAcrossRestart(t *testing.T) {
 	defer stop()
 	if v := n.Check(long(start.Add(-time.Minute))); v.Status != revocation.Unknown {
 		t.Fatalf("token from before, after another restart: %s", v.Status)
+	}
+}
+
+// A disk that does not take the changed policy does not end the node: it answers, is not ready, and says why.
+func TestPolicyRefusedByDisk(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	_, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	stop()
+	day := revocation.Policy{Default: revocation.Settings{MaxTokenLifetime: 25 * time.Hour}}
+	n, err := New(Config{Name: "n1", Key: testKey, Dir: dir, Clock: clk, Policy: day})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.replayed.Store(true)
+	if err := os.Remove(filepath.Join(dir, "LOCK")); err != nil { // one way to make the journal refuse everything
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	g, ctx := errgroup.WithContext(ctx)
+	if err := n.runJournal(ctx, g); err != nil {
+		t.Errorf("the journal refuses the policy: %v", err)
+	}
+	if n.policyKept.Load() || !strings.Contains(strings.Join(n.Ready(), "; "), "the disk refuses writes") {
+		t.Errorf("ready: %q", n.Ready())
+	}
+	cancel()
+	if err := errors.Join(g.Wait(), n.Close()); err != nil {
+		t.Error(err)
+	}
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk, Policy: day})
+	defer stop()
+	if !n.policyKept.Load() || len(n.Ready()) > 0 {
+		t.Errorf("ready: %q", n.Ready())
 	}
 }
 

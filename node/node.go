@@ -142,14 +142,15 @@ type Node struct {
 	maxRecords int   // for writers
 	maxBytes   int64 // likewise
 
-	now      atomic.Int64 // guarded time, Unix milliseconds; written by the ticker
-	replayed atomic.Bool  // the journal has been read
-	complete atomic.Bool  // and, in a cluster, compared with a peer: what is not in the table is not revoked
-	clockOK  atomic.Bool  // the wall clock may be used to judge others
-	fenced   atomic.Bool  // the numbers of this run are used by somebody else: other origins are due
-	inflight atomic.Int64 // records that are on their way through the journal and not in the table yet
-	counts   writeCounts
-	ending   ending
+	now        atomic.Int64 // guarded time, Unix milliseconds; written by the ticker
+	replayed   atomic.Bool  // the journal has been read
+	complete   atomic.Bool  // and, in a cluster, compared with a peer: what is not in the table is not revoked
+	clockOK    atomic.Bool  // the wall clock may be used to judge others
+	policyKept atomic.Bool  // the policy in force is on disk
+	fenced     atomic.Bool  // the numbers of this run are used by somebody else: other origins are due
+	inflight   atomic.Int64 // records that are on their way through the journal and not in the table yet
+	counts     writeCounts
+	ending     ending
 
 	replica *replica
 	members *membership // nil on a lone node
@@ -222,6 +223,13 @@ func (n *Node) tick() clock.Reading {
 		n.log.Warn("clock", "state", n.reading.String())
 	}
 	return n.reading
+}
+
+// clockState says what is wrong with the wall clock, ok if nothing is.
+func (n *Node) clockState() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.reading.String()
 }
 
 // Run reads the journal, then keeps the node until ctx ends. It returns nil if ctx ended it, and an
@@ -315,6 +323,8 @@ func (n *Node) Ready() []string {
 	}
 	if err := n.diskError(); err != nil {
 		waiting = append(waiting, "the disk refuses writes: "+err.Error())
+	} else if n.journal != nil && n.replayed.Load() && !n.policyKept.Load() {
+		waiting = append(waiting, "the policy in force is not on disk yet")
 	}
 	return waiting
 }

@@ -128,6 +128,7 @@ type Journal struct {
 	active   segment   // the one that is written; seq 0: none
 	files    []*expiryFile
 	failure  error // why writes are refused now
+	cut      int64 // see Stats
 	latched  bool  // they are refused for good
 	nextID   uint64
 	stats    counters
@@ -377,6 +378,7 @@ func (j *Journal) adopt(m *image) error {
 	manifest := manifest{from: m.segments[0].seq, files: m.files}
 	j.mu.Lock()
 	j.sealed, j.files, j.dropped = sealed, files, manifest.from
+	j.cut = m.cut.bytes
 	j.meta.set(Meta{keyFiles, manifest.marshal()})
 	j.mu.Unlock()
 	// The names are durable only now if the process before this one did not live to sync them.

@@ -12,6 +12,7 @@ type Stats struct {
 	Segments    int   // of wal/
 	ExpiryFiles int   // of exp/
 	MetaBytes   int   // of all metadata
+	Cut         int64 // bytes behind the last valid frame that the start left out: torn, or the last commit damaged
 
 	Commits uint64 // frames written
 	Batches uint64 // acknowledged
@@ -95,7 +96,7 @@ func (j *Journal) Stats() Stats {
 	defer j.mu.Unlock()
 	c := &j.stats
 	s := Stats{
-		MetaBytes: j.meta.size, Commits: c.commits, Batches: c.batches, Records: c.records, Written: c.written, Busy: c.busy,
+		Cut: j.cut, MetaBytes: j.meta.size, Commits: c.commits, Batches: c.batches, Records: c.records, Written: c.written, Busy: c.busy,
 		Failures: c.failures, LastError: c.lastError, Failed: j.failure, Latched: j.latched, QueueBatches: j.waiting, QueueBytes: j.queued, Commit: c.latency,
 		Partitioned: c.partitioned, Kept: c.kept, Compacted: c.compacted, Released: c.released,
 		Segments: len(j.sealed), ExpiryFiles: len(j.files), Bytes: j.active.end,

@@ -407,6 +407,7 @@ type Status struct {
 	Writes        WriteStats
 	BlocksEnding  int            // blocks in force that end within 7 days, when they were last counted: at most an hour ago
 	Journal       *journal.Stats // nil with DurabilityMemory
+	JournalDir    string
 	Replication   replication.Stats
 	Voters        []string      // of the configuration in force
 	VotersNumber  uint64        // of the configuration
@@ -428,7 +429,7 @@ func (n *Node) Status() Status {
 	}
 	if n.journal != nil {
 		j := n.journal.Stats()
-		s.Journal = &j
+		s.Journal, s.JournalDir = &j, n.cfg.Dir
 	}
 	n.replica.describe(&s)
 	return s

@@ -83,6 +83,9 @@ func statusText(w io.Writer, s *revokdv1.StatusResponse) {
 	}
 	if j := s.GetJournal(); j != nil {
 		rows = append(rows, []string{"journal", fmt.Sprintf("%s, %d files in %s", sizeText(j.GetBytes()), j.GetFiles(), j.GetDir())})
+		if j.GetCut() > 0 {
+			rows = append(rows, []string{"journal cut", fmt.Sprintf("%d bytes at its end, torn or damaged, when the node started", j.GetCut())})
+		}
 		if j.GetError() != "" {
 			rows = append(rows, []string{"journal error", j.GetError()})
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/node"
 	"github.com/revokd/revokd/revocation"
 )
@@ -153,6 +154,22 @@ var (
 	descConflicts     = desc("gossip_name_conflicts_total", "Announcements of a name at a second address.")
 	descSealed        = desc("gossip_sealed_total", "Messages sealed with the key in use; all nodes together should not pass 2^32.")
 	descLinesLeftOut  = desc("gossip_log_lines_left_out_total", "Lines of the library's log that were not logged.")
+
+	descJournalBytes      = desc("journal_bytes", "Bytes of the journal's files that count.")
+	descJournalFiles      = desc("journal_files", "The journal's files that count: segments of the log, and files by expiry.", "kind")
+	descJournalMeta       = desc("journal_metadata_bytes", "Bytes of the journal's metadata.")
+	descJournalFailed     = desc("journal_failed", "1 if the disk refuses writes now.")
+	descJournalLatched    = desc("journal_latched", "1 if it will until the next start.")
+	descJournalFailures   = desc("journal_failures_total", "Writes, syncs and new files of the journal that failed.")
+	descJournalCommits    = desc("journal_commit_seconds", "Time of a commit, from the write to the end of the sync.")
+	descJournalBatches    = desc("journal_batches_total", "Batches that are on disk: several share a commit.")
+	descJournalRecords    = desc("journal_records_total", "Records that are on disk by them.")
+	descJournalWritten    = desc("journal_written_bytes_total", "Bytes written, those of expiry included.")
+	descJournalBusy       = desc("journal_busy_total", "Batches refused because the queue was full.")
+	descJournalQueue      = desc("journal_queue_batches", "Batches that wait for the disk.")
+	descJournalQueueBytes = desc("journal_queue_bytes", "Their bytes.")
+	descJournalCut        = desc("journal_cut_bytes", "Bytes at the end of the journal that the start left out: a commit torn, or damaged.")
+	descJournalExpiry     = desc("journal_expiry_total", "What expiry did: segments sorted, files written again and removed, records written again.", "what")
 )
 
 func (c nodeCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
@@ -188,6 +205,9 @@ func (c nodeCollector) Collect(ch chan<- prometheus.Metric) {
 		"unblocked": st.Writes.Unblocked, "refused": st.Writes.Refused, "failed": st.Writes.Failed,
 	} {
 		counter(descWrites, n, outcome)
+	}
+	if st.Journal != nil {
+		collectJournal(ch, st.Journal, gauge, counter)
 	}
 	gauge(descOpen, float64(c.open.Load()))
 	counter(descDropped, c.dropped.Load())
@@ -289,6 +309,35 @@ func ageSeconds(d time.Duration) float64 {
 		return math.Inf(1)
 	}
 	return d.Seconds()
+}
+
+func collectJournal(ch chan<- prometheus.Metric, j *journal.Stats, gauge gaugeFunc, counter counterFunc) {
+	gauge(descJournalBytes, float64(j.Bytes))
+	gauge(descJournalFiles, float64(j.Segments), "segment")
+	gauge(descJournalFiles, float64(j.ExpiryFiles), "expiry")
+	gauge(descJournalMeta, float64(j.MetaBytes))
+	gauge(descJournalFailed, truth(j.Failed != nil))
+	gauge(descJournalLatched, truth(j.Latched))
+	counter(descJournalFailures, j.Failures)
+	counter(descJournalBatches, j.Batches)
+	counter(descJournalRecords, j.Records)
+	counter(descJournalWritten, j.Written)
+	counter(descJournalBusy, j.Busy)
+	gauge(descJournalQueue, float64(j.QueueBatches))
+	gauge(descJournalQueueBytes, float64(j.QueueBytes))
+	gauge(descJournalCut, float64(j.Cut))
+	for what, n := range map[string]uint64{
+		"segments_sorted": j.Partitioned, "records_kept": j.Kept, "files_rewritten": j.Compacted, "files_removed": j.Released,
+	} {
+		counter(descJournalExpiry, n, what)
+	}
+	buckets := make(map[float64]uint64, len(j.Commit.Buckets))
+	sum := uint64(0)
+	for i, n := range j.Commit.Buckets[:len(j.Commit.Buckets)-1] {
+		sum += n
+		buckets[j.Commit.Bound(i).Seconds()] = sum
+	}
+	ch <- prometheus.MustNewConstHistogram(descJournalCommits, j.Commit.Count, j.Commit.Sum.Seconds(), buckets)
 }
 
 func truth(b bool) float64 {

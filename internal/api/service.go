@@ -223,5 +223,11 @@ func (s revocations) Status(context.Context, *connect.Request[revokdv1.StatusReq
 		Uptime: durationpb.New(st.Uptime), KeyId: st.KeyID.String(), Dev: s.cfg.Dev != nil, Issuers: s.node.Policy().IssuerNames(),
 		Replication: replicationAnswer(st, s.node.Peers()),
 	}
+	if j := st.Journal; j != nil {
+		m.Journal = &revokdv1.JournalStatus{Dir: st.JournalDir, Bytes: j.Bytes, Files: int64(j.Files), Cut: j.Cut}
+		if j.Failed != nil {
+			m.Journal.Error = j.Failed.Error()
+		}
+	}
 	return connect.NewResponse(m), nil
 }

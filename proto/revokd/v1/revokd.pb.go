@@ -2509,6 +2509,7 @@ type JournalStatus struct {
 	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Files         int64                  `protobuf:"varint,3,opt,name=files,proto3" json:"files,omitempty"`
 	Error         string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"` // empty, or why writes are refused
+	Cut           int64                  `protobuf:"varint,5,opt,name=cut,proto3" json:"cut,omitempty"`    // bytes of a commit that was torn, or damaged, at the end of the journal: the start has left them out
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2569,6 +2570,13 @@ func (x *JournalStatus) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *JournalStatus) GetCut() int64 {
+	if x != nil {
+		return x.Cut
+	}
+	return 0
 }
 
 type MintTokenRequest struct {
@@ -3034,12 +3042,13 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\x06behind\x18\b \x01(\x03R\x06behind\x12\x1a\n" +
 	"\brepaired\x18\t \x01(\x04R\brepaired\x12\x18\n" +
 	"\arefused\x18\n" +
-	" \x01(\x04R\arefused\"c\n" +
+	" \x01(\x04R\arefused\"u\n" +
 	"\rJournalStatus\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\tR\x03dir\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x14\n" +
 	"\x05files\x18\x03 \x01(\x03R\x05files\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\xd4\x01\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x10\n" +
+	"\x03cut\x18\x05 \x01(\x03R\x03cut\"\xd4\x01\n" +
 	"\x10MintTokenRequest\x12\x10\n" +
 	"\x03sub\x18\x01 \x01(\tR\x03sub\x12\x10\n" +
 	"\x03sid\x18\x02 \x01(\tR\x03sid\x12+\n" +

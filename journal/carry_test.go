@@ -164,7 +164,7 @@ func TestLockFileRemoved(t *testing.T) {
 		if err := remove(filepath.Join(dir, "LOCK")); err != nil {
 			t.Fatal(err)
 		}
-		second, set := start(t, config(dir, nil))
+		second, _ := start(t, config(dir, nil))
 		second.append(t, batch(record(2, 1000)))
 		for range 2 {
 			if err := j.Append(t.Context(), batch(record(3, 1000))); !errors.Is(err, journal.ErrDisk) || !strings.Contains(err.Error(), "lock file") {
@@ -174,7 +174,7 @@ func TestLockFileRemoved(t *testing.T) {
 		j.end(t)
 		second.append(t, batch(record(4, 1000)))
 		second.end(t)
-		j, set = start(t, config(dir, nil))
+		j, set := start(t, config(dir, nil))
 		j.end(t)
 		if set[1] == 0 || set[2] == 0 || set[3] != 0 || set[4] == 0 {
 			t.Errorf("%s: %v", name, keys(set))

@@ -152,6 +152,7 @@ type Node struct {
 	counts     writeCounts
 	ending     ending
 
+	filters filters
 	replica *replica
 	members *membership // nil on a lone node
 	fresh   atomic.Pointer[view.Freshness]
@@ -259,6 +260,7 @@ func (n *Node) Run(ctx context.Context) error {
 			n.table.Sweep(n.Now())
 			n.countEnding()
 			n.calls.sweep(n.cfg.Clock.Mono())
+			n.filters.sweep(n.cfg.Clock.Mono())
 		})
 	})
 	err := g.Wait()

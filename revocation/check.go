@@ -239,6 +239,20 @@ func (t *Table) kept(s *shape, c *Claims, elem int32, threshold int64, now uint3
 }
 
 func (t *Table) keepCovers(k *shape, c *Claims, elem int32, threshold int64, now uint32) bool {
+	f, ok := k.keepOf(c, elem)
+	if !ok {
+		return false
+	}
+	it, ok := t.store.Lookup(f.key(), now)
+	return ok && int64(it.Data[0]) >= threshold
+}
+
+// keepOf returns the fingerprint of a keep of shape k for a token; false if there can be none.
+func (k *shape) keepOf(c *Claims, elem int32) (Fingerprint, bool) {
+	e := k.entry(ClassKeep)
+	if e == nil { // the shape is announced, and no record has come yet
+		return Fingerprint{}, false
+	}
 	var room [maxShapeNames]*Value
 	values := room[:len(k.names)]
 	for i := range values {
@@ -247,13 +261,11 @@ func (t *Table) keepCovers(k *shape, c *Claims, elem int32, threshold int64, now
 			v = &c.elements(v)[elem]
 		}
 		if !v.scalar() {
-			return false // an exemption that cannot be judged is none
+			return Fingerprint{}, false // an exemption that cannot be judged is none
 		}
 		values[i] = v
 	}
-	f := k.start.hash(values).xor(k.entry(ClassKeep).tweak)
-	it, ok := t.store.Lookup(ttlstore.Key{Hi: f.Hi, Lo: f.Lo}, now)
-	return ok && int64(it.Data[0]) >= threshold
+	return k.start.hash(values).xor(e.tweak), true
 }
 
 // lifetimeCause says whether records about the token may be gone already: it lives longer than its issuer's

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"math/bits"
+
+	"github.com/revokd/revokd/ttlstore"
 )
 
 // Key is the secret of a cluster under which fingerprints are made. All its nodes and clients share
@@ -37,6 +39,8 @@ func (id KeyID) String() string {
 type Fingerprint struct{ Hi, Lo uint64 }
 
 func (f Fingerprint) xor(t Fingerprint) Fingerprint { return Fingerprint{f.Hi ^ t.Hi, f.Lo ^ t.Lo} }
+
+func (f Fingerprint) key() ttlstore.Key { return ttlstore.Key{Hi: f.Hi, Lo: f.Lo} }
 
 // prefixSize is the length of what opens the PRF's input: the names, in 128 bits that nobody can make collide.
 const prefixSize = 16

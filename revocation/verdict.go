@@ -35,6 +35,8 @@ const (
 	CauseClaim          // a claim that a live shape names cannot be compared
 	CauseClass          // a matching record has a class that this version does not know
 	CauseProbes         // more than MaxProbes combinations of shapes and array elements
+	// CauseUnanswered: a filter cannot exclude that the token is revoked, and nobody who knows has answered.
+	CauseUnanswered
 )
 
 func (c Cause) String() string {
@@ -53,6 +55,8 @@ func (c Cause) String() string {
 		return "class"
 	case CauseProbes:
 		return "probes"
+	case CauseUnanswered:
+		return "unanswered"
 	}
 	return ""
 }

@@ -48,6 +48,8 @@ var access = map[string][]pki.Role{
 	revokdv1connect.RevocationServiceUnblockProcedure:      writers,
 
 	revokdv1connect.ReplicationServiceExchangeProcedure: followers, // see mayExchange
+	revokdv1connect.ReplicationServiceLookupProcedure:   followers,
+	filterPath: followers,
 
 	revokdv1connect.ClusterServiceJoinProcedure:         admins,
 	revokdv1connect.ClusterServiceLeaveProcedure:        admins,

@@ -14,6 +14,8 @@
 //	GET  /healthz    the process is alive
 //	GET  /readyz     200, or 503 with what the node waits for
 //	GET  /metrics    Prometheus
+//	POST /revokd.v1.ReplicationService/{Exchange,Lookup}   for nodes and client replicas
+//	GET  /filter     all live records as a portable Bloom filter, for client replicas
 //	POST /backup     the journal as one file with checksums
 //	GET  /.well-known/jwks.json            only with Config.Dev
 //
@@ -27,7 +29,7 @@
 //   - With Config.TLS every caller is held to the role in his certificate, by the table in access.go; what has no row there nobody may call. [Caller] is
 //     who it is. Without TLS everybody may do everything, so that only loopback will do.
 //   - Web pages cannot use the API of a developer's machine: other Host names and cross-site requests are refused, and no
-//     method answers a GET.
+//     procedure answers a GET.
 //
 // # Concurrency
 //

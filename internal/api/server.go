@@ -123,6 +123,7 @@ type Server struct {
 
 	streams  chan struct{} // a place for each RevokeStream
 	backups  chan struct{} // a place for one backup
+	filters  chan struct{} // a place for each caller who is sent a filter
 	pending  atomic.Int64  // bytes of requests that are being worked on
 	stopping chan struct{} // closed when the context of Serve has ended
 
@@ -139,7 +140,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger.Named("api"), node: cfg.Node, mux: http.NewServeMux(), refuser: connect.NewErrorWriter(),
 		hosts: map[string]bool{"localhost": true}, streams: make(chan struct{}, cfg.Limits.Streams),
-		backups: make(chan struct{}, 1), stopping: make(chan struct{}),
+		backups: make(chan struct{}, 1), filters: make(chan struct{}, filterSends), stopping: make(chan struct{}),
 	}
 	for _, h := range cfg.Hosts {
 		s.hosts[strings.ToLower(h)] = true
@@ -185,6 +186,7 @@ func (s *Server) route() {
 	s.mux.HandleFunc("GET /readyz", s.readyz)
 	s.mux.Handle("GET /metrics", s.metrics.handler())
 	s.mux.HandleFunc("POST "+backupPath, s.backup)
+	s.mux.HandleFunc("GET "+filterPath, s.filter)
 }
 
 // Serve answers on a listener until ctx ends: then it stops accepting and tells streams to end, gives calls the time

@@ -32,6 +32,8 @@ var (
 	errIdle          = errors.New("stream is idle")
 	errRole          = errors.New("the caller's role may not")
 	errBackups       = errors.New("a backup is being made")
+	errFilters       = errors.New("too many filters are being sent")
+	errOtherKey      = errors.New("the caller has another fingerprint key")
 	errStopping      = errors.New("server stops")
 	errPanic         = errors.New("handler panicked")
 	errNoCertificate = errors.New("no client certificate")
@@ -117,6 +119,8 @@ var outcomes = []struct {
 	{errOverload, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many requests at once", retry: 1}},
 	{errStreams, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many streams at once", retry: 5}},
 	{errBackups, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "another backup is being made", retry: 5}},
+	{errFilters, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many filters are being sent", retry: 5}},
+	{errOtherKey, outcome{code: connect.CodePermissionDenied, kind: "incompatible", field: "key_id", message: "the caller has another fingerprint key"}},
 	{errIdle, outcome{code: connect.CodeDeadlineExceeded, kind: "timeout", message: "no message came for too long; resume at acknowledged"}},
 	{errStopping, outcome{code: connect.CodeUnavailable, kind: "not_ready", message: "the node is stopping; resume at acknowledged on another", retry: 1}},
 

@@ -11,7 +11,7 @@ var imports = map[string]string{
 	"internal/pki":             "internal/atomicfile internal/clock",
 
 	// In other programs
-	"client": "cluster/replication internal/clock internal/pki internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
+	"client": "bloom cluster/replication internal/clock internal/pki internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
 
 	"client/revokdgrpc": "client revocation",
 	"client/revokdhttp": "client revocation",
@@ -45,7 +45,7 @@ var imports = map[string]string{
 	// Seams for tests
 	"internal/clock":           "internal/faults",
 	"internal/clock/clocktest": "internal/clock",
-	"internal/view":            "cluster/replication revocation",
+	"internal/view":            "bloom cluster/replication revocation",
 	"internal/faults":          "",
 	"internal/archtest":        "",
 	"internal/e2e":             "",
@@ -71,6 +71,7 @@ var panics = map[string]string{
 	"internal/api/interceptor.go":     "passes on http.ErrAbortHandler, which net/http wants",
 	"internal/api/guard.go":           "http.ErrAbortHandler closes a connection without an answer",
 	"internal/api/backup.go":          "the same: what has been sent of a backup cannot be taken back",
+	"internal/api/filter.go":          "the same, of a filter",
 	"journal/layout.go":               "the end of a table whose last row takes all",
 	"cluster/replication/replica.go":  "numbers that do not follow each other are a bug of the host, and going on would lose records",
 	"revocation/match.go":             "Must form, for constants in tests and examples",

@@ -69,6 +69,119 @@ func (x *ExchangeMessage) GetFrames() []byte {
 	return nil
 }
 
+type LookupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         uint64                 `protobuf:"varint,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // of the fingerprint key: another one is refused
+	Fingerprints  []byte                 `protobuf:"bytes,2,opt,name=fingerprints,proto3" json:"fingerprints,omitempty"` // 16 bytes each, at most 256
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LookupRequest) Reset() {
+	*x = LookupRequest{}
+	mi := &file_revokd_v1_cluster_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LookupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LookupRequest) ProtoMessage() {}
+
+func (x *LookupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_cluster_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
+func (*LookupRequest) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *LookupRequest) GetKeyId() uint64 {
+	if x != nil {
+		return x.KeyId
+	}
+	return 0
+}
+
+func (x *LookupRequest) GetFingerprints() []byte {
+	if x != nil {
+		return x.Fingerprints
+	}
+	return nil
+}
+
+type LookupResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Records []byte                 `protobuf:"bytes,1,opt,name=records,proto3" json:"records,omitempty"` // those that there are, 40 bytes each, in any order
+	// How old the view is that answered, of a majority of the voters and of all; absent: there is none.
+	QuorumAge     *durationpb.Duration `protobuf:"bytes,2,opt,name=quorum_age,json=quorumAge,proto3" json:"quorum_age,omitempty"`
+	AllAge        *durationpb.Duration `protobuf:"bytes,3,opt,name=all_age,json=allAge,proto3" json:"all_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LookupResponse) Reset() {
+	*x = LookupResponse{}
+	mi := &file_revokd_v1_cluster_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LookupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LookupResponse) ProtoMessage() {}
+
+func (x *LookupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_cluster_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LookupResponse.ProtoReflect.Descriptor instead.
+func (*LookupResponse) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *LookupResponse) GetRecords() []byte {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+func (x *LookupResponse) GetQuorumAge() *durationpb.Duration {
+	if x != nil {
+		return x.QuorumAge
+	}
+	return nil
+}
+
+func (x *LookupResponse) GetAllAge() *durationpb.Duration {
+	if x != nil {
+		return x.AllAge
+	}
+	return nil
+}
+
 type MembersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -77,7 +190,7 @@ type MembersRequest struct {
 
 func (x *MembersRequest) Reset() {
 	*x = MembersRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[1]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -89,7 +202,7 @@ func (x *MembersRequest) String() string {
 func (*MembersRequest) ProtoMessage() {}
 
 func (x *MembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[1]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -102,7 +215,7 @@ func (x *MembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersRequest.ProtoReflect.Descriptor instead.
 func (*MembersRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{1}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{3}
 }
 
 type MembersResponse struct {
@@ -115,7 +228,7 @@ type MembersResponse struct {
 
 func (x *MembersResponse) Reset() {
 	*x = MembersResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[2]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -127,7 +240,7 @@ func (x *MembersResponse) String() string {
 func (*MembersResponse) ProtoMessage() {}
 
 func (x *MembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[2]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -140,7 +253,7 @@ func (x *MembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersResponse.ProtoReflect.Descriptor instead.
 func (*MembersResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{2}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MembersResponse) GetMembers() []*Member {
@@ -170,7 +283,7 @@ type Voters struct {
 
 func (x *Voters) Reset() {
 	*x = Voters{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[3]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -182,7 +295,7 @@ func (x *Voters) String() string {
 func (*Voters) ProtoMessage() {}
 
 func (x *Voters) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[3]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -195,7 +308,7 @@ func (x *Voters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Voters.ProtoReflect.Descriptor instead.
 func (*Voters) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{3}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Voters) GetNumber() uint64 {
@@ -251,7 +364,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[4]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -263,7 +376,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[4]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -276,7 +389,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{4}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Member) GetName() string {
@@ -411,7 +524,7 @@ type Lag struct {
 
 func (x *Lag) Reset() {
 	*x = Lag{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[5]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -423,7 +536,7 @@ func (x *Lag) String() string {
 func (*Lag) ProtoMessage() {}
 
 func (x *Lag) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[5]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -436,7 +549,7 @@ func (x *Lag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lag.ProtoReflect.Descriptor instead.
 func (*Lag) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{5}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Lag) GetCount() uint64 {
@@ -476,7 +589,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[6]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +601,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[6]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +614,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{6}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *JoinRequest) GetAddresses() []string {
@@ -519,7 +632,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[7]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +644,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[7]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +657,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{7}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 type LeaveRequest struct {
@@ -555,7 +668,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[8]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +680,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[8]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +693,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 type LeaveResponse struct {
@@ -591,7 +704,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[9]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +716,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[9]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +729,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 type ChangeVotersRequest struct {
@@ -634,7 +747,7 @@ type ChangeVotersRequest struct {
 
 func (x *ChangeVotersRequest) Reset() {
 	*x = ChangeVotersRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[10]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +759,7 @@ func (x *ChangeVotersRequest) String() string {
 func (*ChangeVotersRequest) ProtoMessage() {}
 
 func (x *ChangeVotersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[10]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +772,7 @@ func (x *ChangeVotersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeVotersRequest.ProtoReflect.Descriptor instead.
 func (*ChangeVotersRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ChangeVotersRequest) GetChange() isChangeVotersRequest_Change {
@@ -734,7 +847,7 @@ type ChangeVotersResponse struct {
 
 func (x *ChangeVotersResponse) Reset() {
 	*x = ChangeVotersResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[11]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +859,7 @@ func (x *ChangeVotersResponse) String() string {
 func (*ChangeVotersResponse) ProtoMessage() {}
 
 func (x *ChangeVotersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[11]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +872,7 @@ func (x *ChangeVotersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeVotersResponse.ProtoReflect.Descriptor instead.
 func (*ChangeVotersResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ChangeVotersResponse) GetVoters() *Voters {
@@ -784,7 +897,7 @@ type GossipKeysRequest struct {
 
 func (x *GossipKeysRequest) Reset() {
 	*x = GossipKeysRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[12]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +909,7 @@ func (x *GossipKeysRequest) String() string {
 func (*GossipKeysRequest) ProtoMessage() {}
 
 func (x *GossipKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[12]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +922,7 @@ func (x *GossipKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKeysRequest.ProtoReflect.Descriptor instead.
 func (*GossipKeysRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GossipKeysRequest) GetChange() isGossipKeysRequest_Change {
@@ -884,7 +997,7 @@ type GossipKeysResponse struct {
 
 func (x *GossipKeysResponse) Reset() {
 	*x = GossipKeysResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[13]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +1009,7 @@ func (x *GossipKeysResponse) String() string {
 func (*GossipKeysResponse) ProtoMessage() {}
 
 func (x *GossipKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[13]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +1022,7 @@ func (x *GossipKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKeysResponse.ProtoReflect.Descriptor instead.
 func (*GossipKeysResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GossipKeysResponse) GetNodes() []*GossipKeysResponse_NodeKeys {
@@ -927,7 +1040,7 @@ type IdentityRequest struct {
 
 func (x *IdentityRequest) Reset() {
 	*x = IdentityRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[14]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1052,7 @@ func (x *IdentityRequest) String() string {
 func (*IdentityRequest) ProtoMessage() {}
 
 func (x *IdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[14]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1065,7 @@ func (x *IdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityRequest.ProtoReflect.Descriptor instead.
 func (*IdentityRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 type IdentityResponse struct {
@@ -969,7 +1082,7 @@ type IdentityResponse struct {
 
 func (x *IdentityResponse) Reset() {
 	*x = IdentityResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[15]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1094,7 @@ func (x *IdentityResponse) String() string {
 func (*IdentityResponse) ProtoMessage() {}
 
 func (x *IdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[15]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1107,7 @@ func (x *IdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityResponse.ProtoReflect.Descriptor instead.
 func (*IdentityResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IdentityResponse) GetKeyId() string {
@@ -1050,7 +1163,7 @@ type GossipKeysResponse_NodeKeys struct {
 
 func (x *GossipKeysResponse_NodeKeys) Reset() {
 	*x = GossipKeysResponse_NodeKeys{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1175,7 @@ func (x *GossipKeysResponse_NodeKeys) String() string {
 func (*GossipKeysResponse_NodeKeys) ProtoMessage() {}
 
 func (x *GossipKeysResponse_NodeKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1188,7 @@ func (x *GossipKeysResponse_NodeKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKeysResponse_NodeKeys.ProtoReflect.Descriptor instead.
 func (*GossipKeysResponse_NodeKeys) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{13, 0}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{15, 0}
 }
 
 func (x *GossipKeysResponse_NodeKeys) GetNode() string {
@@ -1105,7 +1218,15 @@ const file_revokd_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"\x17revokd/v1/cluster.proto\x12\trevokd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\")\n" +
 	"\x0fExchangeMessage\x12\x16\n" +
-	"\x06frames\x18\x01 \x01(\fR\x06frames\"\x10\n" +
+	"\x06frames\x18\x01 \x01(\fR\x06frames\"J\n" +
+	"\rLookupRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\x04R\x05keyId\x12\"\n" +
+	"\ffingerprints\x18\x02 \x01(\fR\ffingerprints\"\x98\x01\n" +
+	"\x0eLookupResponse\x12\x18\n" +
+	"\arecords\x18\x01 \x01(\fR\arecords\x128\n" +
+	"\n" +
+	"quorum_age\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tquorumAge\x122\n" +
+	"\aall_age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06allAge\"\x10\n" +
 	"\x0eMembersRequest\"i\n" +
 	"\x0fMembersResponse\x12+\n" +
 	"\amembers\x18\x01 \x03(\v2\x11.revokd.v1.MemberR\amembers\x12)\n" +
@@ -1175,9 +1296,10 @@ const file_revokd_v1_cluster_proto_rawDesc = "" +
 	"\vgossip_addr\x18\x04 \x01(\tR\n" +
 	"gossipAddr\x12\x16\n" +
 	"\x06policy\x18\x05 \x01(\fR\x06policy\x12/\n" +
-	"\x05slack\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05slack2\\\n" +
+	"\x05slack\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05slack2\xa0\x01\n" +
 	"\x12ReplicationService\x12F\n" +
-	"\bExchange\x12\x1a.revokd.v1.ExchangeMessage\x1a\x1a.revokd.v1.ExchangeMessage(\x010\x012\xad\x03\n" +
+	"\bExchange\x12\x1a.revokd.v1.ExchangeMessage\x1a\x1a.revokd.v1.ExchangeMessage(\x010\x01\x12B\n" +
+	"\x06Lookup\x12\x18.revokd.v1.LookupRequest\x1a\x19.revokd.v1.LookupResponse\"\x03\x90\x02\x012\xad\x03\n" +
 	"\x0eClusterService\x12E\n" +
 	"\aMembers\x12\x19.revokd.v1.MembersRequest\x1a\x1a.revokd.v1.MembersResponse\"\x03\x90\x02\x01\x127\n" +
 	"\x04Join\x12\x16.revokd.v1.JoinRequest\x1a\x17.revokd.v1.JoinResponse\x12:\n" +
@@ -1199,63 +1321,69 @@ func file_revokd_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_revokd_v1_cluster_proto_rawDescData
 }
 
-var file_revokd_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_revokd_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_revokd_v1_cluster_proto_goTypes = []any{
 	(*ExchangeMessage)(nil),             // 0: revokd.v1.ExchangeMessage
-	(*MembersRequest)(nil),              // 1: revokd.v1.MembersRequest
-	(*MembersResponse)(nil),             // 2: revokd.v1.MembersResponse
-	(*Voters)(nil),                      // 3: revokd.v1.Voters
-	(*Member)(nil),                      // 4: revokd.v1.Member
-	(*Lag)(nil),                         // 5: revokd.v1.Lag
-	(*JoinRequest)(nil),                 // 6: revokd.v1.JoinRequest
-	(*JoinResponse)(nil),                // 7: revokd.v1.JoinResponse
-	(*LeaveRequest)(nil),                // 8: revokd.v1.LeaveRequest
-	(*LeaveResponse)(nil),               // 9: revokd.v1.LeaveResponse
-	(*ChangeVotersRequest)(nil),         // 10: revokd.v1.ChangeVotersRequest
-	(*ChangeVotersResponse)(nil),        // 11: revokd.v1.ChangeVotersResponse
-	(*GossipKeysRequest)(nil),           // 12: revokd.v1.GossipKeysRequest
-	(*GossipKeysResponse)(nil),          // 13: revokd.v1.GossipKeysResponse
-	(*IdentityRequest)(nil),             // 14: revokd.v1.IdentityRequest
-	(*IdentityResponse)(nil),            // 15: revokd.v1.IdentityResponse
-	(*GossipKeysResponse_NodeKeys)(nil), // 16: revokd.v1.GossipKeysResponse.NodeKeys
-	(*timestamppb.Timestamp)(nil),       // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 18: google.protobuf.Duration
+	(*LookupRequest)(nil),               // 1: revokd.v1.LookupRequest
+	(*LookupResponse)(nil),              // 2: revokd.v1.LookupResponse
+	(*MembersRequest)(nil),              // 3: revokd.v1.MembersRequest
+	(*MembersResponse)(nil),             // 4: revokd.v1.MembersResponse
+	(*Voters)(nil),                      // 5: revokd.v1.Voters
+	(*Member)(nil),                      // 6: revokd.v1.Member
+	(*Lag)(nil),                         // 7: revokd.v1.Lag
+	(*JoinRequest)(nil),                 // 8: revokd.v1.JoinRequest
+	(*JoinResponse)(nil),                // 9: revokd.v1.JoinResponse
+	(*LeaveRequest)(nil),                // 10: revokd.v1.LeaveRequest
+	(*LeaveResponse)(nil),               // 11: revokd.v1.LeaveResponse
+	(*ChangeVotersRequest)(nil),         // 12: revokd.v1.ChangeVotersRequest
+	(*ChangeVotersResponse)(nil),        // 13: revokd.v1.ChangeVotersResponse
+	(*GossipKeysRequest)(nil),           // 14: revokd.v1.GossipKeysRequest
+	(*GossipKeysResponse)(nil),          // 15: revokd.v1.GossipKeysResponse
+	(*IdentityRequest)(nil),             // 16: revokd.v1.IdentityRequest
+	(*IdentityResponse)(nil),            // 17: revokd.v1.IdentityResponse
+	(*GossipKeysResponse_NodeKeys)(nil), // 18: revokd.v1.GossipKeysResponse.NodeKeys
+	(*durationpb.Duration)(nil),         // 19: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),       // 20: google.protobuf.Timestamp
 }
 var file_revokd_v1_cluster_proto_depIdxs = []int32{
-	4,  // 0: revokd.v1.MembersResponse.members:type_name -> revokd.v1.Member
-	3,  // 1: revokd.v1.MembersResponse.voters:type_name -> revokd.v1.Voters
-	17, // 2: revokd.v1.Member.since:type_name -> google.protobuf.Timestamp
-	18, // 3: revokd.v1.Member.rtt:type_name -> google.protobuf.Duration
-	18, // 4: revokd.v1.Member.clock_offset:type_name -> google.protobuf.Duration
-	18, // 5: revokd.v1.Member.view_age:type_name -> google.protobuf.Duration
-	18, // 6: revokd.v1.Member.audit_age:type_name -> google.protobuf.Duration
-	5,  // 7: revokd.v1.Member.lag:type_name -> revokd.v1.Lag
-	18, // 8: revokd.v1.Lag.p50:type_name -> google.protobuf.Duration
-	18, // 9: revokd.v1.Lag.p99:type_name -> google.protobuf.Duration
-	18, // 10: revokd.v1.Lag.last:type_name -> google.protobuf.Duration
-	18, // 11: revokd.v1.ChangeVotersRequest.timeout:type_name -> google.protobuf.Duration
-	3,  // 12: revokd.v1.ChangeVotersResponse.voters:type_name -> revokd.v1.Voters
-	16, // 13: revokd.v1.GossipKeysResponse.nodes:type_name -> revokd.v1.GossipKeysResponse.NodeKeys
-	18, // 14: revokd.v1.IdentityResponse.slack:type_name -> google.protobuf.Duration
-	0,  // 15: revokd.v1.ReplicationService.Exchange:input_type -> revokd.v1.ExchangeMessage
-	1,  // 16: revokd.v1.ClusterService.Members:input_type -> revokd.v1.MembersRequest
-	6,  // 17: revokd.v1.ClusterService.Join:input_type -> revokd.v1.JoinRequest
-	8,  // 18: revokd.v1.ClusterService.Leave:input_type -> revokd.v1.LeaveRequest
-	10, // 19: revokd.v1.ClusterService.ChangeVoters:input_type -> revokd.v1.ChangeVotersRequest
-	12, // 20: revokd.v1.ClusterService.GossipKeys:input_type -> revokd.v1.GossipKeysRequest
-	14, // 21: revokd.v1.ClusterService.Identity:input_type -> revokd.v1.IdentityRequest
-	0,  // 22: revokd.v1.ReplicationService.Exchange:output_type -> revokd.v1.ExchangeMessage
-	2,  // 23: revokd.v1.ClusterService.Members:output_type -> revokd.v1.MembersResponse
-	7,  // 24: revokd.v1.ClusterService.Join:output_type -> revokd.v1.JoinResponse
-	9,  // 25: revokd.v1.ClusterService.Leave:output_type -> revokd.v1.LeaveResponse
-	11, // 26: revokd.v1.ClusterService.ChangeVoters:output_type -> revokd.v1.ChangeVotersResponse
-	13, // 27: revokd.v1.ClusterService.GossipKeys:output_type -> revokd.v1.GossipKeysResponse
-	15, // 28: revokd.v1.ClusterService.Identity:output_type -> revokd.v1.IdentityResponse
-	22, // [22:29] is the sub-list for method output_type
-	15, // [15:22] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	19, // 0: revokd.v1.LookupResponse.quorum_age:type_name -> google.protobuf.Duration
+	19, // 1: revokd.v1.LookupResponse.all_age:type_name -> google.protobuf.Duration
+	6,  // 2: revokd.v1.MembersResponse.members:type_name -> revokd.v1.Member
+	5,  // 3: revokd.v1.MembersResponse.voters:type_name -> revokd.v1.Voters
+	20, // 4: revokd.v1.Member.since:type_name -> google.protobuf.Timestamp
+	19, // 5: revokd.v1.Member.rtt:type_name -> google.protobuf.Duration
+	19, // 6: revokd.v1.Member.clock_offset:type_name -> google.protobuf.Duration
+	19, // 7: revokd.v1.Member.view_age:type_name -> google.protobuf.Duration
+	19, // 8: revokd.v1.Member.audit_age:type_name -> google.protobuf.Duration
+	7,  // 9: revokd.v1.Member.lag:type_name -> revokd.v1.Lag
+	19, // 10: revokd.v1.Lag.p50:type_name -> google.protobuf.Duration
+	19, // 11: revokd.v1.Lag.p99:type_name -> google.protobuf.Duration
+	19, // 12: revokd.v1.Lag.last:type_name -> google.protobuf.Duration
+	19, // 13: revokd.v1.ChangeVotersRequest.timeout:type_name -> google.protobuf.Duration
+	5,  // 14: revokd.v1.ChangeVotersResponse.voters:type_name -> revokd.v1.Voters
+	18, // 15: revokd.v1.GossipKeysResponse.nodes:type_name -> revokd.v1.GossipKeysResponse.NodeKeys
+	19, // 16: revokd.v1.IdentityResponse.slack:type_name -> google.protobuf.Duration
+	0,  // 17: revokd.v1.ReplicationService.Exchange:input_type -> revokd.v1.ExchangeMessage
+	1,  // 18: revokd.v1.ReplicationService.Lookup:input_type -> revokd.v1.LookupRequest
+	3,  // 19: revokd.v1.ClusterService.Members:input_type -> revokd.v1.MembersRequest
+	8,  // 20: revokd.v1.ClusterService.Join:input_type -> revokd.v1.JoinRequest
+	10, // 21: revokd.v1.ClusterService.Leave:input_type -> revokd.v1.LeaveRequest
+	12, // 22: revokd.v1.ClusterService.ChangeVoters:input_type -> revokd.v1.ChangeVotersRequest
+	14, // 23: revokd.v1.ClusterService.GossipKeys:input_type -> revokd.v1.GossipKeysRequest
+	16, // 24: revokd.v1.ClusterService.Identity:input_type -> revokd.v1.IdentityRequest
+	0,  // 25: revokd.v1.ReplicationService.Exchange:output_type -> revokd.v1.ExchangeMessage
+	2,  // 26: revokd.v1.ReplicationService.Lookup:output_type -> revokd.v1.LookupResponse
+	4,  // 27: revokd.v1.ClusterService.Members:output_type -> revokd.v1.MembersResponse
+	9,  // 28: revokd.v1.ClusterService.Join:output_type -> revokd.v1.JoinResponse
+	11, // 29: revokd.v1.ClusterService.Leave:output_type -> revokd.v1.LeaveResponse
+	13, // 30: revokd.v1.ClusterService.ChangeVoters:output_type -> revokd.v1.ChangeVotersResponse
+	15, // 31: revokd.v1.ClusterService.GossipKeys:output_type -> revokd.v1.GossipKeysResponse
+	17, // 32: revokd.v1.ClusterService.Identity:output_type -> revokd.v1.IdentityResponse
+	25, // [25:33] is the sub-list for method output_type
+	17, // [17:25] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_revokd_v1_cluster_proto_init() }
@@ -1263,12 +1391,12 @@ func file_revokd_v1_cluster_proto_init() {
 	if File_revokd_v1_cluster_proto != nil {
 		return
 	}
-	file_revokd_v1_cluster_proto_msgTypes[10].OneofWrappers = []any{
+	file_revokd_v1_cluster_proto_msgTypes[12].OneofWrappers = []any{
 		(*ChangeVotersRequest_Add)(nil),
 		(*ChangeVotersRequest_Remove)(nil),
 		(*ChangeVotersRequest_AcceptLoss)(nil),
 	}
-	file_revokd_v1_cluster_proto_msgTypes[12].OneofWrappers = []any{
+	file_revokd_v1_cluster_proto_msgTypes[14].OneofWrappers = []any{
 		(*GossipKeysRequest_Install)(nil),
 		(*GossipKeysRequest_Use)(nil),
 		(*GossipKeysRequest_Remove)(nil),
@@ -1279,7 +1407,7 @@ func file_revokd_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_revokd_v1_cluster_proto_rawDesc), len(file_revokd_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -39,6 +39,9 @@ const (
 	// ReplicationServiceExchangeProcedure is the fully-qualified name of the ReplicationService's
 	// Exchange RPC.
 	ReplicationServiceExchangeProcedure = "/revokd.v1.ReplicationService/Exchange"
+	// ReplicationServiceLookupProcedure is the fully-qualified name of the ReplicationService's Lookup
+	// RPC.
+	ReplicationServiceLookupProcedure = "/revokd.v1.ReplicationService/Lookup"
 	// ClusterServiceMembersProcedure is the fully-qualified name of the ClusterService's Members RPC.
 	ClusterServiceMembersProcedure = "/revokd.v1.ClusterService/Members"
 	// ClusterServiceJoinProcedure is the fully-qualified name of the ClusterService's Join RPC.
@@ -60,6 +63,8 @@ type ReplicationServiceClient interface {
 	// Exchange carries messages of package cluster/replication in both directions, whole and in order. The caller names
 	// itself in the header Revokd-Node, or Revokd-Client; a certificate has to agree.
 	Exchange(context.Context) *connect.BidiStreamForClient[v1.ExchangeMessage, v1.ExchangeMessage]
+	// Lookup returns the records under fingerprints: a client replica that holds only a filter asks about those that the filter does not exclude.
+	Lookup(context.Context, *connect.Request[v1.LookupRequest]) (*connect.Response[v1.LookupResponse], error)
 }
 
 // NewReplicationServiceClient constructs a client for the revokd.v1.ReplicationService service. By
@@ -79,12 +84,20 @@ func NewReplicationServiceClient(httpClient connect.HTTPClient, baseURL string, 
 			connect.WithSchema(replicationServiceMethods.ByName("Exchange")),
 			connect.WithClientOptions(opts...),
 		),
+		lookup: connect.NewClient[v1.LookupRequest, v1.LookupResponse](
+			httpClient,
+			baseURL+ReplicationServiceLookupProcedure,
+			connect.WithSchema(replicationServiceMethods.ByName("Lookup")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // replicationServiceClient implements ReplicationServiceClient.
 type replicationServiceClient struct {
 	exchange *connect.Client[v1.ExchangeMessage, v1.ExchangeMessage]
+	lookup   *connect.Client[v1.LookupRequest, v1.LookupResponse]
 }
 
 // Exchange calls revokd.v1.ReplicationService.Exchange.
@@ -92,11 +105,18 @@ func (c *replicationServiceClient) Exchange(ctx context.Context) *connect.BidiSt
 	return c.exchange.CallBidiStream(ctx)
 }
 
+// Lookup calls revokd.v1.ReplicationService.Lookup.
+func (c *replicationServiceClient) Lookup(ctx context.Context, req *connect.Request[v1.LookupRequest]) (*connect.Response[v1.LookupResponse], error) {
+	return c.lookup.CallUnary(ctx, req)
+}
+
 // ReplicationServiceHandler is an implementation of the revokd.v1.ReplicationService service.
 type ReplicationServiceHandler interface {
 	// Exchange carries messages of package cluster/replication in both directions, whole and in order. The caller names
 	// itself in the header Revokd-Node, or Revokd-Client; a certificate has to agree.
 	Exchange(context.Context, *connect.BidiStream[v1.ExchangeMessage, v1.ExchangeMessage]) error
+	// Lookup returns the records under fingerprints: a client replica that holds only a filter asks about those that the filter does not exclude.
+	Lookup(context.Context, *connect.Request[v1.LookupRequest]) (*connect.Response[v1.LookupResponse], error)
 }
 
 // NewReplicationServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -112,10 +132,19 @@ func NewReplicationServiceHandler(svc ReplicationServiceHandler, opts ...connect
 		connect.WithSchema(replicationServiceMethods.ByName("Exchange")),
 		connect.WithHandlerOptions(opts...),
 	)
+	replicationServiceLookupHandler := connect.NewUnaryHandler(
+		ReplicationServiceLookupProcedure,
+		svc.Lookup,
+		connect.WithSchema(replicationServiceMethods.ByName("Lookup")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/revokd.v1.ReplicationService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ReplicationServiceExchangeProcedure:
 			replicationServiceExchangeHandler.ServeHTTP(w, r)
+		case ReplicationServiceLookupProcedure:
+			replicationServiceLookupHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -127,6 +156,10 @@ type UnimplementedReplicationServiceHandler struct{}
 
 func (UnimplementedReplicationServiceHandler) Exchange(context.Context, *connect.BidiStream[v1.ExchangeMessage, v1.ExchangeMessage]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("revokd.v1.ReplicationService.Exchange is not implemented"))
+}
+
+func (UnimplementedReplicationServiceHandler) Lookup(context.Context, *connect.Request[v1.LookupRequest]) (*connect.Response[v1.LookupResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("revokd.v1.ReplicationService.Lookup is not implemented"))
 }
 
 // ClusterServiceClient is a client for the revokd.v1.ClusterService service.

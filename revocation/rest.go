@@ -1,0 +1,144 @@
+package revocation
+
+// Holding is what a [Rest] knows of a fingerprint.
+type Holding uint8
+
+// The holdings.
+const (
+	Absent   Holding = iota // there is no record
+	Present                 // there is this one
+	Doubtful                // there may be one
+)
+
+// Rest stands for the records that a table does not hold because it was begun when they were there already, such as a filter of them. Its
+// method may be called concurrently if [Table.CheckWith] is.
+type Rest interface {
+	Held(f Fingerprint) (Record, Holding)
+}
+
+// CheckWith answers like [Table.Check] for the records of the table and of rest together: those of one fingerprint are joined. It allocates
+// nothing, unless rest does. If the answer depends on a record that is in doubt it is Unknown with [CauseUnanswered]; Revoked never does: a record in
+// doubt can lift a block and bring a keep, so neither is then taken for certain.
+func (t *Table) CheckWith(c *Claims, now int64, rest Rest) Verdict {
+	var p Pending
+	t.Begin(c, now, &p)
+	doubt := false
+	for {
+		for i := range p.probes[:p.n] {
+			q := p.asked[i]
+			s := q.entry.shape
+			r, holding := t.joined(Fingerprint{p.probes[i].Key.Hi, p.probes[i].Key.Lo}, s, q.entry.class, p.now, rest)
+			doubt = doubt || holding == Doubtful && r.Class == 0
+			if r.Class == 0 {
+				continue
+			}
+			switch effect(r, s, c, p.now) {
+			case effectUnknown:
+				p.cause = CauseClass
+			case effectNone:
+				doubt = doubt || holding == Doubtful
+			case effectRevokes:
+				certain := holding != Doubtful || r.Class != ClassBlock
+				if r.Class == ClassIssuedBefore {
+					kept, sure := t.keptWith(s, c, q.elem, r.Value, p.now, rest)
+					if kept && sure && holding != Doubtful {
+						continue
+					}
+					certain = sure && !kept
+				}
+				if certain {
+					return Verdict{Status: Revoked, Rule: r.rule(s)}
+				}
+				doubt = true
+			}
+		}
+		if p.done {
+			break
+		}
+		p.n = 0
+		p.fill()
+	}
+	switch {
+	case doubt:
+		return Verdict{Cause: CauseUnanswered}
+	case p.cause != CauseNone:
+		return Verdict{Cause: p.cause}
+	}
+	return Verdict{Status: Active}
+}
+
+// joined returns what table and rest hold under a fingerprint, the zero Record if that is nothing for certain, or in doubt.
+func (t *Table) joined(f Fingerprint, s *shape, class Class, now uint32, rest Rest) (r Record, holding Holding) {
+	other, holding := rest.Held(f)
+	if holding == Present && (t.deadline(other.ExpiresAt) < now || other.Shape != s.id || other.Class.group() != class.group()) {
+		holding = Absent
+	}
+	if it, ok := t.store.Lookup(f.key(), now); ok {
+		r = t.unpack(it, s)
+		if holding == Present {
+			r = Join(r, other)
+		}
+		return r, holding
+	}
+	if holding == Present {
+		r = other
+	}
+	return r, holding
+}
+
+// keptWith is kept for records that are held in two places. If sure is false, kept may be wrong either way.
+func (t *Table) keptWith(s *shape, c *Claims, elem int32, threshold int64, now uint32, rest Rest) (kept, sure bool) {
+	sure = true
+	for _, k := range s.keeps {
+		if k.horizon.Load() < now {
+			continue
+		}
+		f, ok := k.keepOf(c, elem)
+		if !ok {
+			continue
+		}
+		r, holding := t.joined(f, k, ClassKeep, now, rest)
+		if r.Class == ClassKeep && r.Value >= threshold {
+			return true, true
+		}
+		sure = sure && holding != Doubtful
+	}
+	return false, sure
+}
+
+// LiveClass says until when there may be records of a class, or of those that contend with it for a key, in a shape.
+type LiveClass struct {
+	Shape Shape
+	Class Class
+	Until uint32 // Unix seconds, slack included
+}
+
+// LiveClasses returns what checks look for. Called after a scan, it covers every record that the scan has seen.
+func (t *Table) LiveClasses(now int64) []LiveClass {
+	sec := unixSeconds(now)
+	var list []LiveClass
+	for _, s := range t.view.Load().shapes {
+		for _, e := range s.classes {
+			if until := e.horizon.Load(); until >= sec {
+				list = append(list, LiveClass{s.Shape, e.class, until})
+			}
+		}
+	}
+	return list
+}
+
+// Await makes checks look for what somebody else holds records of. Errors are those of [Table.Define], and match [ErrRecord] for a class that the shape
+// cannot have.
+func (t *Table) Await(l LiveClass, now int64) error {
+	if _, err := t.Define(l.Shape, min(l.Until, maxExpiresAt), now, false); err != nil {
+		return err
+	}
+	_, err := t.activate(Record{Shape: l.Shape.ID(), Class: l.Class}, l.Until)
+	return err
+}
+
+// Get returns the record held under a fingerprint.
+func (t *Table) Get(f Fingerprint, now int64) (Record, bool) {
+	r, _, ok := t.Held(Record{Fingerprint: f}, now)
+	return r, ok
+}

@@ -425,11 +425,14 @@ func (m *membership) dialMissing(ctx context.Context, g *errgroup.Group) {
 }
 
 // wanted returns the members that this node should have a session with, and their addresses: all of them in a small
-// cluster; in a large one those at distances of powers of two on a ring of names, which dial this one likewise.
+// cluster; in a large one those at distances of powers of two on a ring of names, which dial this one likewise. A voter is wanted whatever gossip says of
+// it: gossip may be cut where sessions are not, and whoever has its key can have anybody declared dead.
 func (m *membership) wanted() map[string]string {
+	config := m.status.Load().Config
 	members := m.gossip.Members()
 	members = slices.DeleteFunc(members, func(p cluster.Member) bool {
-		return p.Meta.APIAddr == "" || p.Status == cluster.Left || p.Name != m.n.cfg.Name && p.Status == cluster.Dead
+		voter := slices.ContainsFunc(config.Voters, func(v voters.Voter) bool { return v.Name == p.Name })
+		return p.Meta.APIAddr == "" || p.Status == cluster.Left || p.Name != m.n.cfg.Name && p.Status == cluster.Dead && !voter
 	})
 	list := make(map[string]string)
 	self := slices.IndexFunc(members, func(p cluster.Member) bool { return p.Name == m.n.cfg.Name })

@@ -40,7 +40,7 @@ crashes: ## every crash of recorded histories of the journal, FACTOR times as ma
 
 .PHONY: partitions
 partitions: ## a cluster in network namespaces: cuts and loss, REVOKD_PARTITION_SECONDS each (default 60); root, iproute2, nftables
-	REVOKD_PARTITION_SECONDS=$${REVOKD_PARTITION_SECONDS:-60} go test -count=1 -timeout 20m -run 'TestPartitions|TestStrangers' -v ./internal/e2e
+	REVOKD_PARTITION_SECONDS=$${REVOKD_PARTITION_SECONDS:-60} go test -count=1 -timeout 20m -run 'TestPartition|TestStrangers' -v ./internal/e2e
 
 .PHONY: bench
 bench: ## benchmarks of the packages, in the format of benchstat

@@ -127,11 +127,11 @@ func (h *host) dial(ctx context.Context, network, addr string) (net.Conn, error)
 	return r.conn, r.err
 }
 
-// drop drops what comes in by eth0 and matches one of the rules of nft.
+// drop drops what comes in by eth0 and matches one of the rules of nft, and nothing else from then on.
 func (h *host) drop(rules ...string) {
 	h.t.Helper()
 	var b strings.Builder
-	b.WriteString("table inet cut { chain in { type filter hook input priority 0;\n")
+	b.WriteString("table inet cut\ndelete table inet cut\ntable inet cut { chain in { type filter hook input priority 0;\n")
 	for _, r := range rules {
 		fmt.Fprintf(&b, "iifname \"eth0\" %s counter drop\n", r)
 	}

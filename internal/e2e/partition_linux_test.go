@@ -129,7 +129,9 @@ func (w *network) flags(m *member) []string {
 }
 
 // boot starts a node and waits until it is ready. It may be called beside the test's goroutine.
-func (w *network) boot(m *member) {
+func (w *network) boot(m *member) { w.begin(m, false) }
+
+func (w *network) begin(m *member, unready bool) {
 	h := w.hosts[m]
 	source, err := pki.Load(pki.Config{CA: w.path("tls/ca.crt"), Cert: w.path("tls/admin.crt"), Key: w.path("tls/admin.key"), Clock: clock.System()})
 	if err != nil {
@@ -143,7 +145,7 @@ func (w *network) boot(m *member) {
 	client := &http.Client{Transport: transport}
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
-	m.proc, err = e2e.Start(ctx, e2e.Config{Args: w.flags(m), Env: []string{"HOME=" + w.home, "PATH=" + os.Getenv("PATH")}, Dir: w.home, HTTP: client})
+	m.proc, err = e2e.Start(ctx, e2e.Config{Args: w.flags(m), Env: []string{"HOME=" + w.home, "PATH=" + os.Getenv("PATH")}, Dir: w.home, HTTP: client, Unready: unready})
 	if err != nil {
 		w.t.Errorf("%s: %v", m.name, err)
 		return
@@ -461,6 +463,10 @@ func TestPartitions(t *testing.T) {
 		{"halves", []int{1, 2}, map[int]string{1: from(3, 4, 5), 2: from(3, 4, 5), 3: from(1, 2), 4: from(1, 2), 5: from(1, 2)}},
 		{"isolated", []int{3}, map[int]string{1: from(3), 2: from(3), 3: from(1, 2, 4, 5), 4: from(3), 5: from(3)}},
 		{"oneway", []int{5}, map[int]string{5: from(1, 2, 3, 4)}}, // the others hear it
+		// Nobody hears gossip any more, and everybody is declared dead; the sessions stay.
+		{"gossip", nil, map[int]string{1: gossip, 2: gossip, 3: gossip, 4: gossip, 5: gossip}},
+		// All members are alive, but one has no sessions.
+		{"sessions", []int{2}, map[int]string{1: from(2) + sessions, 2: from(1, 3, 4, 5) + sessions, 3: from(2) + sessions, 4: from(2) + sessions, 5: from(2) + sessions}},
 		{"loss", nil, map[int]string{1: loss, 2: loss, 3: loss, 4: loss, 5: loss}},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
@@ -469,7 +475,8 @@ func TestPartitions(t *testing.T) {
 				h.t = t
 			}
 			timeout := 2 * time.Second
-			if fault.minority == nil {
+			lossy := fault.name == "loss"
+			if lossy {
 				timeout = 5 * time.Second
 			}
 			s := w.storm(fault.name, timeout)
@@ -509,7 +516,7 @@ func TestPartitions(t *testing.T) {
 				t.Errorf("all nodes found each other only %s after healing", rejoined)
 			}
 			for i, m := range w.nodes {
-				s.judge(m, slices.Contains(fault.minority, i+1), fault.minority == nil, cut, healing, healed)
+				s.judge(m, slices.Contains(fault.minority, i+1), lossy, cut, healing, healed)
 			}
 			for _, m := range w.nodes {
 				if receipt, err := w.revoke(t.Context(), m, fault.name+"-all-"+m.name, &revokdv1.WriteOptions{Ack: revokdv1.AckLevel_ACK_LEVEL_ALL}); err != nil {
@@ -531,8 +538,12 @@ func TestPartitions(t *testing.T) {
 	w.dumps(len(keys))
 }
 
-// loss drops one packet of five.
-const loss = "numgen random mod 100 < 20"
+// What is dropped, in the words of nft.
+const (
+	loss     = "numgen random mod 100 < 20"
+	gossip   = "th dport 7956 meta l4proto { tcp, udp }"
+	sessions = " tcp dport 7950"
+)
 
 // judge looks at what one node did while the network was broken.
 func (s *storm) judge(m *member, minority, lossy bool, cut, healing, healed time.Time) {
@@ -540,6 +551,7 @@ func (s *storm) judge(m *member, minority, lossy bool, cut, healing, healed time
 	t.Helper()
 	var local, ok, failed, active, unknown int
 	var lastActive, again time.Time
+	var took []time.Duration
 	var example *attempt
 	for i := range s.attempts {
 		a := &s.attempts[i]
@@ -554,6 +566,7 @@ func (s *storm) judge(m *member, minority, lossy bool, cut, healing, healed time
 		case a.err == nil && minority && a.covered: // a majority may have acknowledged it before the cut
 		case a.err == nil:
 			ok++
+			took = append(took, a.ended.Sub(a.began))
 		default:
 			failed, example = failed+1, a
 			if connect.CodeOf(a.err) != connect.CodeDeadlineExceeded || !slices.Contains(a.receipt.GetConfirmed(), m.name) || len(a.receipt.GetUnconfirmed()) == 0 {
@@ -591,9 +604,161 @@ func (s *storm) judge(m *member, minority, lossy bool, cut, healing, healed time
 			t.Errorf("%s: still active %s after the cut", m.name, lastActive.Sub(cut))
 		}
 	default:
-		t.Logf("%s: %d local writes; %d of %d acknowledged by a majority; %d of %d checks active", m.name, local, ok, ok+failed, active, active+unknown)
+		slices.Sort(took)
+		at := func(percent int) time.Duration {
+			if len(took) == 0 {
+				return 0
+			}
+			return took[(len(took)-1)*percent/100].Round(time.Millisecond)
+		}
+		t.Logf("%s: %d local writes; %d of %d acknowledged by a majority, in %s, %s, %s (p50, p99, max); %d of %d checks active",
+			m.name, local, ok, ok+failed, at(50), at(99), at(100), active, active+unknown)
 		if least := 0.95; !lossy && (float64(ok) < least*float64(ok+failed) || float64(active) < least*float64(active+unknown) || ok == 0 || active == 0) {
 			t.Errorf("%s: a majority goes on: %d of %d writes, %d of %d checks", m.name, ok, ok+failed, active, active+unknown)
 		}
+	}
+}
+
+// A node that starts while it is cut off answers nothing, whatever it has on disk, and neither does a whole cluster whose nodes start cut off
+// from one another. When they meet they have everything that any of them has acknowledged.
+func TestPartitionedStart(t *testing.T) {
+	w := newNetwork(t, 3)
+	w.form()
+	keys := map[string]bool{}
+	write := func(m *member, id string, level revokdv1.AckLevel) {
+		t.Helper()
+		if receipt, err := w.revoke(t.Context(), m, id, &revokdv1.WriteOptions{Ack: level}); err != nil {
+			t.Fatalf("%s: %s: %v %v", m.name, id, receipt, err)
+		}
+		keys["jti:"+id] = true
+	}
+	isolate := func(nodes ...*member) {
+		for _, m := range nodes {
+			w.hosts[m].drop("ip saddr 10.77.0.0/24")
+		}
+	}
+	restart := func(nodes ...*member) {
+		t.Helper()
+		for _, m := range nodes {
+			w.kill(m)
+		}
+		var starting sync.WaitGroup
+		for _, m := range nodes {
+			starting.Go(func() { w.begin(m, true) })
+		}
+		starting.Wait()
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	silent := func(nodes ...*member) {
+		t.Helper()
+		end := time.Now().Add(staleness + time.Second)
+		for ; time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+			for _, m := range nodes {
+				v, err := w.check(m, "nobody-revokes-this")
+				if err != nil || v.GetVerdict() != revokdv1.Verdict_VERDICT_UNKNOWN {
+					t.Fatalf("%s, cut off since its start: %v %v", m.name, v, err)
+				}
+				if m.proc.Ready(t.Context()) {
+					t.Fatalf("%s calls itself ready", m.name)
+				}
+			}
+		}
+	}
+	whole := func(nodes ...*member) {
+		t.Helper()
+		for _, m := range nodes {
+			w.hosts[m].heal()
+		}
+		healed := time.Now()
+		w.until("all are there again", w.connected)
+		w.until("all are ready", func() error {
+			for _, m := range w.nodes {
+				if v, err := w.check(m, "nobody-revokes-this"); err != nil || v.GetVerdict() != revokdv1.Verdict_VERDICT_ACTIVE || !m.proc.Ready(t.Context()) {
+					return fmt.Errorf("%s: %v %v", m.name, v, err)
+				}
+			}
+			return nil
+		})
+		w.until("all have everything", func() error { return w.counts(len(keys)) })
+		if took := time.Since(healed); took > 10*time.Second {
+			t.Errorf("whole only %s after healing", took)
+		}
+		if err := w.revokes(keys); err != nil {
+			t.Error(err)
+		}
+	}
+
+	last := w.nodes[2]
+	for i := range 50 {
+		write(last, fmt.Sprint("before-", i), revokdv1.AckLevel_ACK_LEVEL_QUORUM)
+	}
+	isolate(last)
+	for i := range 50 {
+		write(w.nodes[0], fmt.Sprint("majority-", i), revokdv1.AckLevel_ACK_LEVEL_QUORUM)
+		write(last, fmt.Sprint("minority-", i), revokdv1.AckLevel_ACK_LEVEL_LOCAL)
+	}
+	restart(last)
+	silent(last)
+	whole(last)
+
+	isolate(w.nodes...)
+	for i := range 50 {
+		for _, m := range w.nodes {
+			write(m, fmt.Sprint("each-", i, m.name), revokdv1.AckLevel_ACK_LEVEL_LOCAL)
+		}
+	}
+	restart(w.nodes...)
+	silent(w.nodes...)
+	whole(w.nodes...)
+	write(w.nodes[1], "after", revokdv1.AckLevel_ACK_LEVEL_ALL)
+	w.dumps(len(keys))
+}
+
+// What gossip says of a node does not keep the others from it: a session is made anew though everybody has been declared dead.
+func TestPartitionOfGossip(t *testing.T) {
+	w := newNetwork(t, 3)
+	w.form()
+	for _, h := range w.hosts {
+		h.drop(gossip)
+	}
+	third := func() *revokdv1.Member {
+		res, err := w.nodes[0].adm.Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range res.Msg.GetMembers() {
+			if p.GetName() == "n3" {
+				return p
+			}
+		}
+		t.Fatalf("n3 is not among %v", res.Msg.GetMembers())
+		return nil
+	}
+	w.until("n3 is declared dead", func() error {
+		if p := third(); p.GetStatus() != "dead" {
+			return fmt.Errorf("%v", p)
+		}
+		return nil
+	})
+	if p := third(); !p.GetConnected() {
+		t.Errorf("its session went with it: %v", p)
+	}
+	h := w.hosts[w.nodes[2]]
+	h.drop(gossip, "tcp dport 7950", "tcp sport 7950")
+	w.until("the session ends", func() error {
+		if p := third(); p.GetConnected() {
+			return fmt.Errorf("%v", p)
+		}
+		return nil
+	})
+	h.drop(gossip)
+	w.until("all acknowledge again", func() error {
+		_, err := w.revoke(t.Context(), w.nodes[0], "id", &revokdv1.WriteOptions{Ack: revokdv1.AckLevel_ACK_LEVEL_ALL, AckTimeout: durationpb.New(time.Second)})
+		return err
+	})
+	if p := third(); p.GetStatus() != "dead" {
+		t.Errorf("gossip has come through: the test shows nothing: %v", p)
 	}
 }

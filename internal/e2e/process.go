@@ -34,6 +34,7 @@ type Process struct {
 	URL string // of its API
 
 	cmd            *exec.Cmd
+	client         *http.Client
 	stdout, stderr buffer
 	ended          chan struct{} // closed when the process has ended and its output has been read
 }
@@ -65,7 +66,10 @@ var listening = regexp.MustCompile(`(?m)^  API +(https?://\S+)$`)
 
 // Start starts an agent and waits until it is ready, or ctx ends. Args may begin with what puts the agent into another network namespace.
 func Start(ctx context.Context, cfg Config) (*Process, error) {
-	p := &Process{ended: make(chan struct{})}
+	p := &Process{client: cfg.HTTP, ended: make(chan struct{})}
+	if p.client == nil {
+		p.client = http.DefaultClient
+	}
 	p.cmd = exec.Command(cfg.Args[0], cfg.Args[1:]...)
 	p.cmd.Env, p.cmd.Dir, p.cmd.SysProcAttr = cfg.Env, cfg.Dir, cfg.Sys
 	grew := make(chan struct{}, 1)
@@ -83,7 +87,7 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 		defer close(p.ended)
 		_ = p.cmd.Wait() // ExitCode tells
 	}()
-	err := p.await(ctx, &cfg, grew)
+	err := p.await(ctx, grew, cfg.Unready)
 	if err != nil {
 		p.Kill()
 		return nil, fmt.Errorf("%w; stdout:\n%s\nstderr:\n%s", err, p.Stdout(), p.Stderr())
@@ -91,11 +95,7 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 	return p, nil
 }
 
-func (p *Process) await(ctx context.Context, cfg *Config, grew <-chan struct{}) error {
-	client := cfg.HTTP
-	if client == nil {
-		client = http.DefaultClient
-	}
+func (p *Process) await(ctx context.Context, grew <-chan struct{}, unready bool) error {
 	for p.URL == "" {
 		select {
 		case <-grew:
@@ -108,12 +108,12 @@ func (p *Process) await(ctx context.Context, cfg *Config, grew <-chan struct{}) 
 			return fmt.Errorf("the agent does not say where it listens: %w", ctx.Err())
 		}
 	}
-	if cfg.Unready {
+	if unready {
 		return nil
 	}
 	poll := time.NewTicker(2 * time.Millisecond)
 	defer poll.Stop()
-	for !p.ready(ctx, client) {
+	for !p.Ready(ctx) {
 		select {
 		case <-poll.C:
 		case <-p.ended:
@@ -125,13 +125,14 @@ func (p *Process) await(ctx context.Context, cfg *Config, grew <-chan struct{}) 
 	return nil
 }
 
-func (p *Process) ready(ctx context.Context, client *http.Client) bool {
+// Ready reports whether the agent says that it is ready.
+func (p *Process) Ready(ctx context.Context) bool {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.URL+"/readyz", nil)
 	if err != nil {
 		return false
 	}
 	req.Close = true
-	res, err := client.Do(req)
+	res, err := p.client.Do(req)
 	if err != nil {
 		return false
 	}

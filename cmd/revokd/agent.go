@@ -67,7 +67,7 @@ Each flag can be given in the environment: REVOKD_API_ADDR for --api-addr and so
 	flags.StringVar(&cfg.IssuersFile, "issuers", "", `JSON file of the issuers: {"issuers":[{"issuer":"https://id.example","discovery":true}]}`)
 	flags.StringVar(&cfg.KeyFile, "key-file", "", "file with the fingerprint key: 16 random bytes as 32 hex digits")
 	flags.StringArrayVar(&cfg.Cluster.Join, "join", nil, "node to meet, may be repeated: its gossip address (host:port, dns+name:port, dnssrv+name); with --dev the address of its API")
-	flags.StringVar(&cfg.Cluster.GossipAddr, "gossip-addr", "", "where to gossip, ip:port over UDP and TCP (default "+app.DefaultGossipAddr+" in a cluster)")
+	flags.StringVar(&cfg.Cluster.GossipAddr, "gossip-addr", "", "where to gossip, ip:port over UDP and TCP (default "+app.DefaultGossipAddr+" in a cluster, any free port with --dev)")
 	flags.StringVar(&cfg.Cluster.GossipAdvertise, "gossip-advertise", "", "ip:port at which others reach --gossip-addr, if it is another")
 	flags.StringVar(&cfg.Cluster.APIAdvertise, "api-advertise", "", "host:port at which other nodes reach the API, if it is not --api-addr")
 	flags.StringVar(&cfg.Cluster.GossipKeyFile, "gossip-key-file", "", "file with the keys of the gossip, base64, one on each line; required beyond loopback (revokd keys generate)")

@@ -127,6 +127,7 @@ Exit codes: 0 done, or the token is active; 1 error; 2 wrong usage; 3 the token 
 		c.membersCommand(), c.joinCommand(), c.leaveCommand(), c.votersCommand(), c.keysCommand(),
 		c.backupCommand(), c.restoreCommand(), c.journalCommand(),
 		c.caCommand(),
+		c.setupCommand(),
 		c.devCommand(),
 		c.versionCommand(),
 	)

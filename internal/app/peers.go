@@ -70,8 +70,8 @@ func (a *agent) clusterConfig() (*node.ClusterConfig, error) {
 	bind := c.GossipAddr
 	if bind == "" {
 		bind = DefaultGossipAddr
-		if a.cfg.Dev {
-			bind = freeGossip(bind)
+		if a.cfg.Dev { // who joins asks the API where it is
+			bind = "127.0.0.1:0"
 		}
 	}
 	g := cluster.Config{
@@ -112,20 +112,6 @@ func freeDevName(dataDir string) string {
 			return name
 		}
 	}
-}
-
-// freeGossip returns the address, or one with another port if it is taken.
-func freeGossip(addr string) string {
-	p, err := net.ListenPacket("udp", addr)
-	if err == nil {
-		defer p.Close()
-		if ln, err := net.Listen("tcp", addr); err == nil {
-			ln.Close()
-			return addr
-		}
-	}
-	host, _, _ := net.SplitHostPort(addr)
-	return net.JoinHostPort(host, "0")
 }
 
 // readGossipKeys reads keys in base64, one on each line; the first is used.

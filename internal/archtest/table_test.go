@@ -3,7 +3,7 @@ package archtest
 // imports has a row for each package: what it may import of this module, from the edges down. Tests may import anything.
 var imports = map[string]string{
 	// Edges
-	"cmd/revokd":               "cluster cmd/revokd/internal/bulk internal/app internal/atomicfile internal/clock internal/pki node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
+	"cmd/revokd":               "internal/devissuer cluster cmd/revokd/internal/bulk internal/app internal/atomicfile internal/clock internal/pki node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
 	"cmd/revokd/internal/bulk": "proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
 	"internal/app":             "cluster cluster/replication internal/api internal/atomicfile internal/clock internal/devissuer internal/pki journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token ttlstore",
 	"internal/api":             "cluster cluster/replication cluster/voters internal/devissuer internal/pki journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",

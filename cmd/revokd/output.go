@@ -99,10 +99,15 @@ func (c *cli) write(b []byte) error {
 func (c *cli) printError(err error) {
 	code, message, detail := describe(err)
 	receipt := receiptOf(err)
+	var short *unconfirmed
+	errors.As(err, &short)
 	if c.output != "json" {
 		fmt.Fprintf(c.stderr, "revokd: %s\n", message)
 		if receipt != nil {
 			fmt.Fprintf(c.stderr, "receipt: %s\n", receiptText(receipt))
+		}
+		if short != nil {
+			fmt.Fprintf(c.stderr, "To wait for the others again, repeat the command with --idempotency-key %s.\n", short.key)
 		}
 		return
 	}
@@ -115,13 +120,17 @@ func (c *cli) printError(err error) {
 			Limit   string `json:"limit,omitempty"`
 
 			// Of a write that is durable on the node, but that fewer nodes have confirmed than was asked for.
-			Receipt json.RawMessage `json:"receipt,omitempty"`
+			Receipt        json.RawMessage `json:"receipt,omitempty"`
+			IdempotencyKey string          `json:"idempotencyKey,omitempty"`
 		} `json:"error"`
 	}
 	if receipt != nil {
 		if b, err := compactJSON(receipt); err == nil {
 			out.Error.Receipt = b
 		}
+	}
+	if short != nil {
+		out.Error.IdempotencyKey = short.key
 	}
 	out.Error.Code, out.Error.Message = code, message
 	out.Error.Kind, out.Error.Field, out.Error.Limit = detail.GetKind(), detail.GetField(), detail.GetLimit()

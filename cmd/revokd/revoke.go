@@ -45,7 +45,7 @@ func (f *writeFlags) add(cmd *cobra.Command) {
 	choiceFlag(cmd, &f.ack, "ack", "who must hold it durably before the command returns: the node, a majority of the voters, all voters (default quorum with three voters or more)")
 	cmd.Flags().Var(&f.ackTimeout, "ack-timeout", "how long the node waits for them, at most 30s; then the command fails and says who has confirmed; nothing is rolled back (default 5s)")
 	cmd.Flags().StringVar(&f.comment, "comment", "", "free text for the audit log of the node, at most 256 bytes")
-	cmd.Flags().StringVar(&f.key, "idempotency-key", "", "repeat the call with this key: it answers as the first did (default: a new one)")
+	cmd.Flags().StringVar(&f.key, "idempotency-key", "", "repeat the call with this key: it answers as the first did; --ttl and other times from now would make it another call (default: a new one)")
 }
 
 func (f *writeFlags) reasonValue() revokdv1.Reason {
@@ -274,10 +274,22 @@ func sendWrite[Req any](ctx context.Context, c *cli, m method[Req, revokdv1.Revo
 		if errors.As(err, &lost) {
 			return fmt.Errorf("%w; it may have been carried out: repeat the command with --idempotency-key %s", err, key)
 		}
+		if receiptOf(err) != nil {
+			return &unconfirmed{err, key}
+		}
 		return err
 	}
 	return c.print(res, func(w io.Writer) { writeText(w, res) })
 }
+
+// unconfirmed is a write that is durable on the node, but that fewer nodes than asked for have confirmed. With the key of the call it can be
+// waited for again.
+type unconfirmed struct {
+	error
+	key string
+}
+
+func (e *unconfirmed) Unwrap() error { return e.error }
 
 func (c *cli) blockCommand() *cobra.Command {
 	var match matchFlags

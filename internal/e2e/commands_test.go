@@ -167,6 +167,8 @@ func TestClusterByCommand(t *testing.T) {
 	o.says("n1", 1, `^receipt: durability disk ack quorum confirmed n1, n2 unconfirmed n3$`, revoke("b", "--ack", "all", "--ack-timeout", "300ms")...)
 	o.says("n1", 1, `^{"error":{"code":"deadline_exceeded",.*"receipt":{"durability":"DURABILITY_DISK","ack":"ACK_LEVEL_QUORUM","confirmed":\["n1","n2"\],"unconfirmed":\["n3"\]`,
 		revoke("c", "--ack", "all", "--ack-timeout", "300ms", "-o", "json")...)
+	again := []string{"revoke", "--issuer", "https://id.example", "--jti", "b2", "--expires-at", fmt.Sprint((now + 3600) * 1000), "--ack", "all", "--idempotency-key", "k1"}
+	o.says("n1", 1, `^To wait for the others again, repeat the command with --idempotency-key k1\.$`, append(again, "--ack-timeout", "300ms")...)
 	o.says("n1", 0, ` ack quorum confirmed n1, n2 unconfirmed n3$`, revoke("d")...)
 	if err := os.WriteFile(filepath.Join(o.dir, "ids"), []byte(`{"iss":"https://id.example","jti":"e","exp":`+fmt.Sprint(now+3600)+"}\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -184,6 +186,7 @@ func TestClusterByCommand(t *testing.T) {
 	o.says("n1", 0, `^active  by a view `, claims("other", "--freshness", "any")...)
 	o.signal(syscall.SIGCONT, "n2", "n3")
 	o.until("n1", 0, ` ack all confirmed n1, n2, n3$`, revoke("g", "--ack", "all")...)
+	o.says("n1", 0, `^revoked .* ack all confirmed n1, n2, n3$`, again...) // as the first call: not covered
 
 	// One leaves, for good.
 	o.says("n3", 0, `^it is still a voter; if it does not come back, ask another node to: revokd voters remove n3$`, "leave")

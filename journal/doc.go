@@ -13,7 +13,8 @@
 //     takes a new file decides: the journal goes on in it, or refuses writes for good, or, on a full disk, until space returns.
 //     [Journal.Err] and [Stats] say so; reading goes on.
 //   - Metadata is never newer than the records written before it, and never older than acknowledged.
-//   - [Journal.Expire] removes no record whose deadline is now or later, and keeps the space in proportion to what lives. It works
+//   - [Journal.Expire] removes no record whose deadline is now or later unless its owner says that another one supersedes it, and keeps
+//     the space in proportion to what lives. It works
 //     beside writes.
 //   - What is damaged is reported with file and offset as a [*DamageError], never skipped. [Repair] keeps the rest.
 //   - One process at a time has a directory ([ErrLocked]); what a later version wrote is left alone ([ErrNewerFormat]).

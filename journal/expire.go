@@ -41,7 +41,7 @@ type change struct {
 }
 
 // Expire removes what has expired at now, in guarded Unix seconds: files of exp/ whose records have all expired go; closed
-// segments that are old enough, or too many, are sorted into files by expiry without what has expired; files
+// segments that are old enough, or too many, are sorted into files by expiry without what has expired or is not needed; files
 // most of whose records have expired are written again. It waits for Run, and goes on beside writes; calls
 // wait for each other. It never removes a record whose deadline is now or later. An error leaves everything
 // readable; the next call tries again.
@@ -146,7 +146,7 @@ func (j *Journal) sort(ctx context.Context, group []segment, now int64) error {
 			return err
 		}
 		err := j.readRecords(source{s.name(), s.seq, s.end}, &buf, func(record []byte) error {
-			if deadline := j.cfg.Deadline(record); deadline >= now {
+			if deadline := j.cfg.Deadline(record); deadline >= now && j.cfg.Live(record) {
 				b := bucketOf(deadline, now)
 				buckets[b] = append(buckets[b], record...)
 			}
@@ -285,7 +285,7 @@ func (j *Journal) rewrite(ctx context.Context, b bucket, files []*expiryFile, no
 		err = ctx.Err()
 		if err == nil {
 			err = j.readRecords(source{f.path(), f.id, f.length}, &buf, func(record []byte) error {
-				if j.cfg.Deadline(record) >= now {
+				if j.cfg.Deadline(record) >= now && j.cfg.Live(record) {
 					out = append(out, record...)
 				}
 				if len(out) < expiryFrame {

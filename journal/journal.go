@@ -39,6 +39,9 @@ type Config struct {
 	// Deadline returns the Unix second up to which a record must be kept; it may go when guarded time has passed it.
 	// It may be called concurrently, and must return the same for the same bytes. Nil: records stay for ever.
 	Deadline func(record []byte) int64
+	// Live, if set, is asked before a record is written again whether it is still needed, and may be called concurrently. One that is not
+	// must be superseded by another that is durable. Nil: all are needed up to their deadlines.
+	Live func(record []byte) bool
 	// Assign, if set, is called in commit order before a batch is encoded. It may write into the batch's
 	// records and append to its metadata.
 	Assign func(*Batch)
@@ -70,6 +73,9 @@ func (c *Config) validate() error {
 	}
 	if c.Deadline == nil {
 		c.Deadline = func([]byte) int64 { return 1<<63 - 1 }
+	}
+	if c.Live == nil {
+		c.Live = func([]byte) bool { return true }
 	}
 	if c.Assign == nil {
 		c.Assign = func(*Batch) {}

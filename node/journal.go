@@ -35,7 +35,7 @@ const (
 func (n *Node) openJournal() error {
 	j, err := journal.Open(journal.Config{
 		Dir: n.cfg.Dir, FS: n.cfg.FS, Logger: n.cfg.Logger.Named("journal"), RecordSize: entrySize, KeyID: uint64(n.cfg.Key.ID()),
-		Deadline: n.deadline, Assign: n.assign, Committed: n.committed,
+		Deadline: n.deadline, Live: n.live, Assign: n.assign, Committed: n.committed,
 	})
 	if err != nil {
 		return err
@@ -53,6 +53,22 @@ func (n *Node) deadline(b []byte) int64 {
 		return 1<<63 - 1
 	}
 	return int64(r.ExpiresAt) + int64(n.cfg.Slack/time.Second)
+}
+
+// live tells the journal whether a record is still needed: it is not if the table holds, from the same origin, a later one that
+// supersedes it and is on disk itself. What another origin has superseded stays to its deadline: the last number of an origin is
+// known by its records.
+func (n *Node) live(b []byte) bool {
+	r, d, err := parseEntry(b)
+	if err != nil {
+		return true
+	}
+	held, by, ok := n.table.Held(r, n.Now())
+	dot, holds := replication.Dot(d), replication.Dot(by)
+	if !ok || dot.Index() != holds.Index() || dot.Number() >= holds.Number() {
+		return true
+	}
+	return !n.replica.superseded(r, held, holds)
 }
 
 // deadlineOf is until when a record that expires at a second is kept.

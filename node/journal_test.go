@@ -418,6 +418,36 @@ func TestPolicyAcrossRestart(t *testing.T) {
 	}
 }
 
+// What has been superseded does not stay on disk to its deadline: the space follows what lives.
+func TestSupersededOnDisk(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	for range 500 {
+		clk.Advance(time.Millisecond)
+		n.tick()
+		write(t, n, revocation.Request{Action: revocation.Block, Match: match(t, "iss=i,sub=alice")})
+		write(t, n, revocation.Request{Action: revocation.Unblock, Match: match(t, "iss=i,sub=alice")})
+	}
+	write(t, n, revocation.Request{Action: revocation.Block, Match: match(t, "iss=i,sub=bob")})
+	for range 4 { // closed, then sorted
+		expire(t, n)
+		clk.Advance(time.Hour)
+	}
+	if s := n.Status().Journal; s.Kept != 2 || s.ExpiryFiles == 0 || s.Bytes > 4096 {
+		t.Errorf("%+v", s)
+	}
+	stop()
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+	defer stop()
+	for sub, want := range map[string]revocation.Status{"alice": revocation.Active, "bob": revocation.Revoked} {
+		c, err := revocation.ParseClaims(fmt.Appendf(nil, `{"iss":"i","sub":"%s","iat":%d,"exp":%d}`, sub, start.Unix(), start.Add(10*time.Hour).Unix()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantStatus(t, n, c, want)
+	}
+}
+
 // A disk that does not take the changed policy does not end the node: it answers, is not ready, and says why.
 func TestPolicyRefusedByDisk(t *testing.T) {
 	dir, clk := t.TempDir(), clocktest.New(start)

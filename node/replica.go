@@ -308,6 +308,21 @@ type mending struct {
 	last   bool
 }
 
+// superseded reports whether what the table holds, under a dot, is on disk and makes an older record superfluous there. This node journals
+// its own before it merges them, so what their dots name is on disk. Of another's dot that is not certain, since a joined content takes a dot
+// without being written; but among blocks one with a larger stamp is enough, whatever was joined with it.
+func (r *replica) superseded(older, held revocation.Record, dot replication.Dot) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.core == nil || !r.core.Durable(dot) {
+		return false
+	}
+	if slices.ContainsFunc(r.core.Own(), func(own replication.Dot) bool { return own.Index() == dot.Index() }) {
+		return true
+	}
+	return (held.Class == revocation.ClassBlock || held.Class == revocation.ClassUnblock) && held.Value > older.Value
+}
+
 // mend begins to write what the disk has missed, once it takes writes again.
 func (r *replica) mend() {
 	r.mu.Lock()

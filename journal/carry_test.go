@@ -181,3 +181,22 @@ func TestLockFileRemoved(t *testing.T) {
 		}
 	}
 }
+
+// A FORMAT that may not be opened is no damage: nothing has to be repaired.
+func TestFormatNotOpened(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := start(t, config(dir, nil))
+	j.end(t)
+	path := filepath.Join(dir, "FORMAT")
+	if err := errors.Join(os.Remove(path), os.Symlink("FORMAT", path)); err != nil { // ELOOP, which root meets too
+		t.Fatal(err)
+	}
+	_, err := journal.Open(config(dir, nil))
+	var damage *journal.DamageError
+	if !errors.Is(err, journal.ErrDisk) || errors.As(err, &damage) {
+		t.Errorf("open: %v", err)
+	}
+	if _, err := journal.OpenReading(journal.ReadConfig{Dir: dir, RecordSize: recordSize}); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("reading: %v", err)
+	}
+}

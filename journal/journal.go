@@ -182,8 +182,10 @@ func (j *Journal) open() (err error) {
 		}
 	case errors.Is(err, ErrNewerFormat):
 		return err
-	case err != nil:
+	case errors.Is(err, errFormat):
 		return &DamageError{[]Damage{{File: formatName, Reason: err.Error()}}}
+	case err != nil:
+		return diskError("read "+formatName, err)
 	case have.keyID != want.keyID:
 		return fmt.Errorf("%w: it has key %016x, not %016x", ErrKeyMismatch, have.keyID, want.keyID)
 	case have.recordSize != want.recordSize:

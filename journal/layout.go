@@ -59,18 +59,18 @@ func parseFormat(b []byte) (format, error) {
 	var version int
 	first, _, _ := strings.Cut(string(b), "\n")
 	if _, err := fmt.Sscanf(first, "journal %d", &version); err != nil {
-		return f, errors.New("not a FORMAT file")
+		return f, fmt.Errorf("%w: not a FORMAT file", errFormat)
 	}
 	if version > formatVersion {
 		return f, fmt.Errorf("%w: %d, this version reads up to %d", ErrNewerFormat, version, formatVersion)
 	}
 	var incarnation string
 	if _, err := fmt.Sscanf(string(b), "journal %d\nrecord %d\nkey %x\nincarnation %s\n", &version, &f.recordSize, &f.keyID, &incarnation); err != nil {
-		return f, errors.New("not a FORMAT file")
+		return f, fmt.Errorf("%w: not a FORMAT file", errFormat)
 	}
 	raw, err := hex.DecodeString(incarnation)
 	if err != nil || copy(f.incarnation[:], raw) != len(f.incarnation) || string(f.encode()) != string(b) {
-		return f, errors.New("the checksum does not match")
+		return f, fmt.Errorf("%w: the checksum does not match", errFormat)
 	}
 	return f, nil
 }
@@ -251,7 +251,10 @@ func (d directory) path(elem ...string) string {
 	return path.Join(append([]string{d.root}, elem...)...)
 }
 
-// readFormat returns an error that matches fs.ErrNotExist if there is none.
+// errFormat: FORMAT is there and cannot be read, or says what no version wrote.
+var errFormat = errors.New("damaged")
+
+// readFormat returns an error that matches fs.ErrNotExist if there is none, and errFormat if it is damaged.
 func (d directory) readFormat() (format, error) {
 	f, err := d.fs.Open(d.path(formatName), false)
 	if err != nil {
@@ -261,7 +264,7 @@ func (d directory) readFormat() (format, error) {
 	b := make([]byte, 1024)
 	n, err := f.ReadAt(b, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return format{}, err
+		return format{}, fmt.Errorf("%w: %w", errFormat, err)
 	}
 	return parseFormat(b[:n])
 }

@@ -86,6 +86,8 @@ func (d directory) openReading(recordSize int, l listing) (*Reading, error) {
 		return nil, err
 	case notExist(err) && len(l.wal)+len(l.exp)+len(l.buried) == 0:
 		return nil, ErrNotJournal
+	case err != nil && !notExist(err) && !errors.Is(err, errFormat):
+		return nil, err
 	case err != nil:
 		reason := err.Error()
 		if notExist(err) {

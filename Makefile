@@ -42,6 +42,10 @@ crashes: ## every crash of recorded histories of the journal, FACTOR times as ma
 partitions: ## a cluster in network namespaces: cuts and loss, REVOKD_PARTITION_SECONDS each (default 60); root, iproute2, nftables
 	REVOKD_PARTITION_SECONDS=$${REVOKD_PARTITION_SECONDS:-60} go test -count=1 -timeout 20m -run 'TestPartition|TestStrangers' -v ./internal/e2e
 
+.PHONY: compose
+compose: ## the cluster of docker-compose.yml, started and hurt; a Docker Engine
+	go test -count=1 -timeout 8m -run '^TestCompose$$' -v ./internal/e2e
+
 .PHONY: bench
 bench: ## benchmarks of the packages, in the format of benchstat
 	go test -run '^$$' -bench . -benchmem -timeout 60m ./revocation ./ttlstore ./bloom ./journal ./token ./node

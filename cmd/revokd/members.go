@@ -53,13 +53,11 @@ func membersText(w io.Writer, m *revokdv1.MembersResponse) {
 	rows := [][]string{{"NAME", "STATUS", "STATE", "VOTER", "CONNECTED", "VERSION", "RTT", "CLOCK", "BEHIND", "AHEAD", "VIEW", "AUDIT", "LAG P50", "LAG P99"}}
 	for _, p := range m.GetMembers() {
 		row := []string{p.GetName(), p.GetStatus(), p.GetState(), yesNo(p.GetVoter())}
-		switch {
-		case p.GetSelf():
-			row = append(row, "asked here", orDash(p.GetVersion()))
-		default:
-			row = append(row, yesNo(p.GetConnected()), orDash(p.GetVersion()))
+		connected := yesNo(p.GetConnected())
+		if p.GetSelf() {
+			connected = "asked here"
 		}
-		row = append(row, fineText(p.GetRtt()), signText(p.GetClockOffset()))
+		row = append(row, connected, orDash(p.GetVersion()), fineText(p.GetRtt()), signText(p.GetClockOffset()))
 		if p.GetConnected() {
 			row = append(row, strconv.FormatUint(p.GetBehind(), 10), strconv.FormatUint(p.GetAhead(), 10))
 		} else {
@@ -119,11 +117,10 @@ func fineText(m *durationpb.Duration) string {
 
 // signText is fineText of an offset.
 func signText(m *durationpb.Duration) string {
-	if s := fineText(m); m.AsDuration() > 0 {
-		return "+" + s
-	} else {
-		return s
+	if m.AsDuration() > 0 {
+		return "+" + fineText(m)
 	}
+	return fineText(m)
 }
 
 func (c *cli) joinCommand() *cobra.Command {

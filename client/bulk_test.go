@@ -140,7 +140,7 @@ func TestAnswerLost(t *testing.T) {
 	if v := c.Check(token(before.Add(-time.Millisecond))); v.Status != revocation.Revoked {
 		t.Errorf("issued before the call: %v", v)
 	}
-	if got := c.table.Stats(c.now.Load()).Items; got != 1 {
+	if got := c.held.Load().table.Stats(c.now.Load()).Items; got != 1 {
 		t.Errorf("%d records", got)
 	}
 	// What a second node would be told.

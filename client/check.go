@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/revokd/revokd/internal/view"
@@ -30,26 +31,57 @@ type CheckOptions struct {
 	MaxStaleness time.Duration // 0: that of Config
 }
 
-// Check answers whether a token is revoked, from memory. c must hold verified claims. It allocates nothing.
+// Check answers whether a token is revoked, from memory. claims must be verified. It allocates nothing, unless it has to ask a node: see [Filter].
 func (c *Client) Check(claims *revocation.Claims) revocation.Verdict {
 	return c.CheckFresh(claims, CheckOptions{Freshness: c.cfg.Freshness})
 }
 
 // CheckFresh is Check with options.
 func (c *Client) CheckFresh(claims *revocation.Claims, o CheckOptions) revocation.Verdict {
-	f := c.fresh.Load() // before the table is read: what the view is said to hold has been in it then
-	v := c.table.Check(claims, c.now.Load())
-	if !c.ready.Load() {
-		if v.Status == revocation.Active {
-			return revocation.Verdict{Cause: revocation.CauseNotReady}
-		}
-		return v
-	}
+	f := c.fresh.Load() // before the records are read: what the view is said to hold has been in them then
+	h := c.held.Load()
 	limit := o.MaxStaleness
 	if limit == 0 {
 		limit = c.cfg.MaxStaleness
 	}
+	if h.part != nil {
+		return c.checkPart(f, h, claims, o, limit)
+	}
+	v := h.table.Check(claims, c.now.Load())
+	if !c.ready.Load() {
+		return notReady(v)
+	}
 	return f.Judge(v, c.cfg.clock.Mono, o.Freshness == All, o.Freshness == Any, limit)
+}
+
+// notReady withholds Active from a view that is not complete.
+func notReady(v revocation.Verdict) revocation.Verdict {
+	if v.Status == revocation.Active || v.Cause == revocation.CauseUnanswered {
+		return revocation.Verdict{Cause: revocation.CauseNotReady}
+	}
+	return v
+}
+
+// checkPart checks with a filter: the verdict is as old as the older of this view and that of the node that was asked.
+func (c *Client) checkPart(f *view.Freshness, h *held, claims *revocation.Claims, o CheckOptions, limit time.Duration) revocation.Verdict {
+	v := h.table.CheckWith(claims, c.now.Load(), h.part)
+	if !c.ready.Load() {
+		return notReady(v)
+	}
+	if v.Cause != revocation.CauseUnanswered {
+		return f.Judge(v, c.cfg.clock.Mono, o.Freshness == All, o.Freshness == Any, limit)
+	}
+	v, asOf := c.ask(h, claims, o.Freshness == All, limit)
+	v = f.Judge(v, c.cfg.clock.Mono, o.Freshness == All, o.Freshness == Any, limit)
+	age := view.Oldest
+	if asOf > math.MinInt64 {
+		age = max(0, c.cfg.clock.Mono()-asOf)
+	}
+	if v.Status == revocation.Active && age > limit && o.Freshness != Any {
+		return revocation.Verdict{Cause: revocation.CauseStale, Age: age}
+	}
+	v.Age = max(v.Age, age)
+	return v
 }
 
 // Allow decides by [Config.OnUnknown]: nil, or an error that matches [ErrRevoked] or [ErrUnknown].
@@ -65,6 +97,9 @@ func (c *Client) Decide(v revocation.Verdict) error {
 	}
 	stale := v.Cause == revocation.CauseStale || v.Cause == revocation.CauseNotReady
 	p := c.cfg.OnUnknown
+	if p.allow && v.Cause == revocation.CauseUnanswered {
+		return nil // no node can be reached
+	}
 	if stale && (p.allow || p.after > 0 && v.Age > 0 && v.Age <= c.cfg.MaxStaleness+p.after) {
 		return nil
 	}
@@ -103,15 +138,26 @@ type Status struct {
 	Node      string // address of the node in use; empty: none
 	Since     time.Time
 	Sessions  uint64 // begun so far
-	Records   int
-	Bytes     int64 // of memory for records
+	Records   int    // in Filter mode about
+	Bytes     int64  // of memory for records
 	BytesIn   uint64
 	Voters    []VoterStatus
 	QuorumAge time.Duration // how old the view of a majority is; the largest Duration: there is none
 	AllAge    time.Duration
 	RTT       time.Duration
-	Behind    uint64 // records that the node holds and this replica does not yet
-	LastError error  // why the last session ended, or could not begin
+	Behind    uint64        // records that the node holds and this replica does not yet
+	LastError error         // why the last session ended, or could not begin
+	Filter    *FilterStatus // nil in Full mode
+}
+
+// FilterStatus is what there is to say in Filter mode.
+type FilterStatus struct {
+	Filtered  uint64 // records in the filter
+	Recent    int    // records beside it
+	AsOf      time.Time
+	Refreshed uint64 // filters that took the place of another one
+	Doubts    uint64 // checks that the filter could not answer
+	Asks      uint64 // calls to nodes because of them
 }
 
 // VoterStatus is what a replica knows of a voter.
@@ -126,10 +172,19 @@ func (c *Client) Status() Status {
 	defer c.mu.Unlock()
 	mono := c.cfg.clock.Mono()
 	f := c.fresh.Load()
-	items, bytes := c.table.Size()
+	h := c.held.Load()
+	items, bytes := h.table.Size()
 	s := Status{
 		Ready: c.ready.Load(), Sessions: c.sessions, Records: items, Bytes: bytes, BytesIn: c.bytesIn,
 		QuorumAge: f.Age(mono, false), AllAge: f.Age(mono, true), LastError: c.lastError,
+	}
+	if h.part != nil {
+		meta := h.part.filter.Meta()
+		s.Filter = &FilterStatus{
+			Filtered: meta.Count, Recent: items, AsOf: time.UnixMilli(meta.AsOf), Refreshed: c.filters.Load(), Doubts: c.doubts.Load(), Asks: c.asks.Load(),
+		}
+		s.Records += int(meta.Count)
+		s.Bytes += int64(h.part.filter.M() / 8)
 	}
 	if c.stream != nil {
 		s.Node, s.Since = c.node, c.connected

@@ -57,6 +57,18 @@ const (
 	Any // whatever the age
 )
 
+// Mode says what of the records a replica holds.
+type Mode uint8
+
+// The modes. The zero Mode is Full.
+const (
+	// Full holds every record: no check ever leaves the process. About 60 bytes a record.
+	Full Mode = iota
+	// Filter holds a Bloom filter of about 2 bytes a record, and those that have come since it was made. For what the filter cannot exclude, about one
+	// check in a thousand of tokens that are not revoked, and every one of tokens that have been for a while, a node is asked.
+	Filter
+)
+
 // Config of a [Client]. Zero fields mean the defaults.
 type Config struct {
 	// Addrs of the API of nodes: host:port, or dns+name:port for all addresses of a name, resolved anew each time. Required.
@@ -65,6 +77,10 @@ type Config struct {
 	TLS *tls.Config
 	// Name of this replica in the lists of nodes; default the host's name and a random part.
 	Name string
+
+	Mode Mode
+	// AskTimeout bounds how long a check waits for nodes in Filter mode; default 500 ms.
+	AskTimeout time.Duration
 
 	Freshness    Freshness
 	MaxStaleness time.Duration // default 30 s
@@ -78,7 +94,10 @@ type Config struct {
 
 	Logger hclog.Logger // nil: none
 
-	clock clock.Clock // of tests
+	// Of tests.
+	clock      clock.Clock
+	freshEvery time.Duration
+	freshAbove int
 }
 
 func (c *Config) validate() error {
@@ -90,7 +109,7 @@ func (c *Config) validate() error {
 			return fmt.Errorf("%w: Addrs: want host:port or dns+name:port", ErrConfig)
 		}
 	}
-	if c.MaxStaleness < 0 || c.ProbeEvery < 0 || c.MinBackoff < 0 || c.MaxBackoff < 0 || c.Freshness > Any {
+	if c.MaxStaleness < 0 || c.ProbeEvery < 0 || c.MinBackoff < 0 || c.MaxBackoff < 0 || c.AskTimeout < 0 || c.Freshness > Any || c.Mode > Filter {
 		return fmt.Errorf("%w: a limit is out of range", ErrConfig)
 	}
 	def := func(d *time.Duration, v time.Duration) {
@@ -99,6 +118,11 @@ func (c *Config) validate() error {
 		}
 	}
 	def(&c.MaxStaleness, 30*time.Second)
+	def(&c.AskTimeout, 500*time.Millisecond)
+	def(&c.freshEvery, freshEvery)
+	if c.freshAbove == 0 {
+		c.freshAbove = freshAbove
+	}
 	def(&c.ProbeEvery, time.Second)
 	c.ProbeEvery = min(c.ProbeEvery, max(c.MaxStaleness/3, time.Millisecond))
 	def(&c.MinBackoff, 100*time.Millisecond)
@@ -128,11 +152,21 @@ type Client struct {
 	log  hclog.Logger
 	http *http.Client
 
-	table *revocation.Table
+	tableConfig revocation.TableConfig
+	held        atomic.Pointer[held] // replaced under mu
+	store       *store               // used by core; what it points to is replaced under mu
+
 	key   revocation.Key
 	fresh atomic.Pointer[view.Freshness]
 	now   atomic.Int64 // guarded time, Unix milliseconds
 	ready atomic.Bool  // level with a node once
+
+	// In Filter mode.
+	asking   chan struct{} // a place for each call to a node
+	askAfter atomic.Int64  // on the monotonic clock: until then no node is asked
+	doubts   atomic.Uint64 // checks that the filter could not answer
+	asks     atomic.Uint64 // calls
+	filters  atomic.Uint64 // that took the place of another one
 
 	stop  context.CancelFunc
 	ended sync.WaitGroup
@@ -158,20 +192,23 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(cfg.TLS)}
+	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(cfg.TLS), asking: make(chan struct{}, maxAsking)}
 	c.reached = sync.NewCond(&c.mu)
 	c.fresh.Store(&view.Freshness{})
 	identity, err := c.identify(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.begin(identity); err != nil {
+	if err := c.begin(ctx, identity); err != nil {
 		return nil, err
 	}
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop = stop
 	c.ended.Go(func() { c.follow(run) })
 	c.ended.Go(func() { c.tick(run) })
+	if cfg.Mode == Filter {
+		c.ended.Go(func() { c.refresh(run) })
+	}
 	return c, nil
 }
 
@@ -188,7 +225,7 @@ func (c *Client) Close() error {
 	c.stop()
 	c.ended.Wait()
 	c.http.CloseIdleConnections()
-	return c.table.Close()
+	return c.held.Load().table.Close()
 }
 
 // identify asks nodes in turn for what a replica needs, until one answers or ctx ends.
@@ -213,8 +250,8 @@ func (c *Client) identify(ctx context.Context) (*revokdv1.IdentityResponse, erro
 	}
 }
 
-// begin makes the table and the state machine.
-func (c *Client) begin(identity *revokdv1.IdentityResponse) error {
+// begin makes what is held and the state machine.
+func (c *Client) begin(ctx context.Context, identity *revokdv1.IdentityResponse) error {
 	var policy revocation.Policy
 	if copy(c.key[:], identity.GetFingerprintKey()) != len(c.key) || len(identity.GetFingerprintKey()) != len(c.key) {
 		return fmt.Errorf("%w: the node has told no fingerprint key", ErrUnavailable)
@@ -222,19 +259,43 @@ func (c *Client) begin(identity *revokdv1.IdentityResponse) error {
 	if err := json.Unmarshal(identity.GetPolicy(), &policy); err != nil {
 		return fmt.Errorf("%w: the node's policy: %w", ErrUnavailable, err)
 	}
-	table, err := revocation.NewTable(revocation.TableConfig{Key: c.key, Slack: identity.GetSlack().AsDuration(), Store: c.cfg.Store, Policy: policy})
-	if err != nil {
-		return err
+	c.tableConfig = revocation.TableConfig{Key: c.key, Slack: identity.GetSlack().AsDuration(), Store: c.cfg.Store, Policy: policy}
+	var origins []replication.Origin
+	var vector []replication.VectorEntry
+	var h *held
+	if c.cfg.Mode == Filter {
+		f, err := c.firstFilter(ctx)
+		if err != nil {
+			return err
+		}
+		if h, err = c.newHeld(f); err != nil {
+			return err
+		}
+		for _, o := range f.Origins {
+			origins = append(origins, o.Origin)
+			if o.Number > 0 {
+				vector = append(vector, replication.VectorEntry{Index: o.Index, Number: o.Number})
+			}
+		}
+		c.guarded, c.guardedAt = f.Guarded, c.cfg.clock.Mono()
+		c.now.Store(f.Guarded)
+	} else {
+		table, err := revocation.NewTable(c.tableConfig)
+		if err != nil {
+			return err
+		}
+		h = &held{table: table}
 	}
-	c.table = table
-	c.core, err = c.newCore(identity.GetSlack().AsDuration())
-	if err != nil {
-		return errors.Join(err, table.Close())
+	c.held.Store(h)
+	c.store = &store{Store: view.Store{Table: h.table}}
+	var err error
+	if c.core, err = c.newCore(c.tableConfig.Slack, origins, vector); err != nil {
+		return errors.Join(err, h.table.Close())
 	}
 	return nil
 }
 
-func (c *Client) newCore(slack time.Duration) (*replication.Replica, error) {
+func (c *Client) newCore(slack time.Duration, origins []replication.Origin, vector []replication.VectorEntry) (*replication.Replica, error) {
 	return replication.New(replication.Config{
 		Name: c.cfg.Name, Boot: random(), KeyID: uint64(c.key.ID()), Client: true,
 		Deadline: func(rec *replication.Record) uint32 {
@@ -247,7 +308,7 @@ func (c *Client) newCore(slack time.Duration) (*replication.Replica, error) {
 		DefinitionID: func(rec *replication.Record) uint64 { return binary.BigEndian.Uint64(rec[24:32]) },
 		Random:       random,
 		ProbeEvery:   c.cfg.ProbeEvery,
-	}, &view.Store{Table: c.table}, nil, nil)
+	}, c.store, origins, vector)
 }
 
 func random() uint64 {

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/internal/api"
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
@@ -23,6 +24,8 @@ type server struct {
 	node *node.Node
 	addr string
 	stop func()
+
+	written map[replication.OriginID]uint64 // by revoke
 }
 
 func newServer(t *testing.T, addr string, change ...func(*api.Config)) *server {
@@ -56,7 +59,7 @@ func newServer(t *testing.T, addr string, change ...func(*api.Config)) *server {
 	ended := make(chan error, 2)
 	go func() { ended <- n.Run(ctx) }()
 	go func() { ended <- s.Serve(ctx, ln) }()
-	sv := &server{node: n, addr: ln.Addr().String()}
+	sv := &server{node: n, addr: ln.Addr().String(), written: make(map[replication.OriginID]uint64)}
 	stopped := false
 	sv.stop = func() {
 		if stopped {

@@ -172,7 +172,12 @@ func (c *Client) step(e replication.Event) (err error) {
 	if out.Views {
 		c.publish()
 	}
-	c.changed(out.Changed)
+	if len(out.Changed) > 0 {
+		if p := c.held.Load().part; p != nil {
+			p.touched(out.Changed)
+		}
+		c.changed(out.Changed)
+	}
 	c.reached.Broadcast()
 	return err
 }
@@ -181,7 +186,7 @@ func (c *Client) step(e replication.Event) (err error) {
 func (c *Client) publish() {
 	c.fresh.Store(view.NewFreshness(c.core.FreshSince()))
 	if c.core.Leveled() && c.ready.CompareAndSwap(false, true) {
-		c.log.Info("the replica is level with a node", "records", c.table.Stats(c.now.Load()).Items)
+		c.log.Info("the replica is level with a node", "records", c.held.Load().table.Stats(c.now.Load()).Items)
 	}
 }
 
@@ -214,7 +219,7 @@ func (c *Client) tick(ctx context.Context) {
 		c.mu.Unlock()
 		if mono >= sweep {
 			sweep = mono + sweepEvery
-			c.table.Sweep(c.now.Load())
+			c.held.Load().table.Sweep(c.now.Load())
 		}
 		t.Reset(min(max(next, 5*time.Millisecond), 100*time.Millisecond))
 	}

@@ -11,9 +11,10 @@ import (
 )
 
 const (
-	// filterAge is how long a filter is given to whoever asks, and filterLate how young it is in any case: making one reads the whole table.
-	filterAge  = 30 * time.Second
-	filterLate = 5 * time.Second
+	// filterAge is how long a filter is given to whoever asks. Making one reads the whole table: at most a part of filterPause of the time goes
+	// into it, whatever is asked for.
+	filterAge   = 30 * time.Second
+	filterPause = 10
 	// filterBehind is how many records may have come since, besides one in filterShare.
 	filterBehind = 1 << 16
 	filterShare  = 16
@@ -24,13 +25,17 @@ type filters struct {
 	mu   sync.Mutex
 	made *view.Filtered
 	at   time.Duration // when it was begun
+	took time.Duration
 	// busy is closed when the filter that is being made is done.
 	busy chan struct{}
 }
 
-// Filter returns a filter of all live records with what a client replica needs to follow on from there. It is shared, and not to be changed. Errors
-// match [ErrNotReady], or are those of ctx.
-func (n *Node) Filter(ctx context.Context) (*view.Filtered, error) {
+// Filter returns a filter of all live records with what a client replica needs to follow on from there, one that was made within maxAge if that does not make
+// too much work; 0 is half a minute. It is shared, and not to be changed. Errors match [ErrNotReady], or are those of ctx.
+func (n *Node) Filter(ctx context.Context, maxAge time.Duration) (*view.Filtered, error) {
+	if maxAge <= 0 || maxAge > filterAge {
+		maxAge = filterAge
+	}
 	for {
 		if !n.complete.Load() {
 			return nil, ErrNotReady
@@ -39,7 +44,7 @@ func (n *Node) Filter(ctx context.Context) (*view.Filtered, error) {
 		now := n.cfg.Clock.Mono()
 		f := &n.filters
 		f.mu.Lock()
-		if f.made != nil && (now-f.at < filterLate || now-f.at < filterAge && !behind(f.made, origins, vector)) {
+		if f.made != nil && (now-f.at < filterPause*f.took || now-f.at < maxAge && !behind(f.made, origins, vector)) {
 			made := f.made
 			f.mu.Unlock()
 			return made, nil
@@ -58,7 +63,7 @@ func (n *Node) Filter(ctx context.Context) (*view.Filtered, error) {
 		made, err := view.Filter(ctx, n.table, uint64(n.cfg.Key.ID()), origins, vector, n.Now())
 		f.mu.Lock()
 		if err == nil {
-			f.made, f.at = made, now
+			f.made, f.at, f.took = made, now, n.cfg.Clock.Mono()-now
 		}
 		close(f.busy)
 		f.busy = nil

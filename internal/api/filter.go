@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"math"
@@ -24,11 +25,16 @@ const (
 	maxLookup       = 256
 )
 
-// filter sends a filter of all records; see view.Filtered. What is cut off has no checksum.
+// filter sends a filter of all records; see view.Filtered. What is cut off has no checksum. max_age asks for one that was made within a duration.
 func (s *Server) filter(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	out := &backupStream{server: s, w: w, control: http.NewResponseController(w)}
-	err := s.writeFilter(r.Context(), out)
+	maxAge, err := time.ParseDuration(cmp.Or(r.URL.Query().Get("max_age"), "0s"))
+	if err != nil {
+		err = bad("max_age", "malformed", "duration", "a duration such as 5s")
+	} else {
+		err = s.writeFilter(r.Context(), out, maxAge)
+	}
 	switch {
 	case err == nil:
 		s.metrics.called(filterPath, "ok", time.Since(began))
@@ -43,7 +49,7 @@ func (s *Server) filter(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *Server) writeFilter(ctx context.Context, out *backupStream) error {
+func (s *Server) writeFilter(ctx context.Context, out *backupStream, maxAge time.Duration) error {
 	select {
 	case s.filters <- struct{}{}:
 		defer func() { <-s.filters }()
@@ -53,7 +59,7 @@ func (s *Server) writeFilter(ctx context.Context, out *backupStream) error {
 	_ = out.control.SetReadDeadline(time.Time{})
 	// Making one may take seconds before the first byte; each write sets its own.
 	_ = out.control.SetWriteDeadline(time.Now().Add(s.cfg.Limits.Read + s.cfg.Limits.Deadline))
-	f, err := s.node.Filter(ctx)
+	f, err := s.node.Filter(ctx, maxAge)
 	if err != nil {
 		return err
 	}

@@ -25,8 +25,8 @@ const (
 	scanTimeout   = 5 * time.Second // for a scan to begin
 	maxJournaled  = 4096            // records in one write
 	maxVoters     = 256
+	maxUnknown    = 1024
 	scanWindow    = 32_768   // scanned records on their way to a peer
-	scanMessage   = 4096     // scanned records in a message
 	scanFrame     = 512      // and in a frame
 	fillTarget    = 64 << 10 // about how large a message gets
 	bootstrapPart = 8
@@ -70,6 +70,7 @@ type Replica struct {
 	served  *sums
 	auditAt time.Duration
 
+	cloned    bool // noticed in this step
 	originsAt time.Duration
 	stats     Stats
 }
@@ -97,8 +98,9 @@ type peer struct {
 	said        bool        // so has our vector
 	heard       bool        // its vector has arrived
 
-	refs    []uint32 // of the peer, to indices here; 0: not for us
-	applied []uint64 // its vector, by index
+	refs    []uint32            // of the peer, to indices here; 0: not for us
+	unknown map[uint64]OriginID // of a client: refs of origins that are not known here
+	applied []uint64            // its vector, by index
 	durable []uint64
 	cursor  []uint64 // by index: what has been sent
 	told    []uint64 // floor + 1 of a Below that was sent
@@ -253,6 +255,10 @@ func (r *Replica) Step(now Now, e Event) *Outputs {
 		}
 	case Tick:
 	}
+	if r.cloned {
+		r.cloned = false
+		r.closeAll(ErrClone)
+	}
 	r.work()
 	r.flush()
 	return &r.out
@@ -338,8 +344,8 @@ func (r *Replica) movedSince(version uint64) []uint32 {
 // written takes in what this node has written.
 func (r *Replica) written(e Written) {
 	o := r.reg.get(e.Index)
-	if o != nil && o.fenced && !o.own && e.First <= o.applied {
-		for i := range e.Records { // on its way when the clone was noticed
+	if o != nil && o.fenced {
+		for i := range e.Records { // they were on their way when the clone was noticed
 			r.addUnnamed(&e.Records[i])
 		}
 		return
@@ -563,9 +569,14 @@ func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 	p.refs = grow(p.refs, uint32(ref))
 	o := r.reg.byID[in.ID]
 	if p.client { // it has learned of origins from nodes, and tells nothing new
-		p.refs[ref] = 0
-		if o != nil {
+		switch p.refs[ref] = 0; {
+		case o != nil:
 			p.refs[ref] = o.Index
+		case len(p.unknown) < maxUnknown:
+			if p.unknown == nil {
+				p.unknown = make(map[uint64]OriginID)
+			}
+			p.unknown[ref] = in.ID // it may come here later
 		}
 		return nil
 	}
@@ -595,6 +606,12 @@ func (r *Replica) expired(second uint32) bool { return r.now.Guarded/1000 > int6
 func (p *peer) origin(r *Replica, ref uint64) *origin {
 	if ref >= uint64(len(p.refs)) {
 		return nil
+	}
+	if p.refs[ref] == 0 && p.unknown[ref] != 0 {
+		if o := r.reg.byID[p.unknown[ref]]; o != nil {
+			p.refs[ref] = o.Index
+			delete(p.unknown, ref)
+		}
 	}
 	return r.reg.get(p.refs[ref])
 }
@@ -637,8 +654,24 @@ func (r *Replica) receiveVector(p *peer, f *reader) {
 // fence: a clone of this node gives the same numbers. Whatever this run has written must get other ones.
 func (r *Replica) fence(o *origin) {
 	r.out.Fence = true
-	if !o.fenced && !r.without("ignore-fence") {
-		o.fenced, r.looking, r.lookAt = true, true, Key{}
+	if r.without("ignore-fence") {
+		return
+	}
+	// Which of its numbers mean what they mean elsewhere nobody knows: nothing is claimed until it has been copied like anybody's, and peers forget
+	// what was claimed with the sessions.
+	o.fenced, o.own, o.Sealed, o.applied, o.durable = true, false, max(1, o.applied), 0, 0
+	r.log.forget(o)
+	r.own[o.ID.Lane()] = nil
+	r.looking, r.lookAt = true, Key{}
+	r.cloned = true
+}
+
+// closeAll ends all sessions.
+func (r *Replica) closeAll(err error) {
+	for len(r.order) > 0 {
+		p := r.order[0]
+		r.out.Close = append(r.out.Close, Closing{p.id, err})
+		r.disconnect(p.id)
 	}
 }
 
@@ -670,6 +703,9 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 	}
 	if last <= o.applied {
 		r.stats.Duplicates += n
+		if r.cfg.Client {
+			r.move(o) // its node does not know that it has them
+		}
 		return nil
 	}
 	if first <= o.applied {
@@ -848,7 +884,7 @@ func (r *Replica) vectorEvery(p *peer) time.Duration {
 
 // chase asks for what peers hold and this replica does not.
 func (r *Replica) chase() {
-	if len(r.behind) == 0 {
+	if len(r.behind) == 0 || r.without("no-pull") {
 		return
 	}
 	kept := r.behind[:0]

@@ -362,7 +362,7 @@ func (r *Replica) fillScan(w *writer, p *peer) {
 		r.fillDefinition(w, p, r.cfg.DefinitionID(rec))
 		found = putDot(append(found, rec[:]...), d)
 		n++
-		return n < scanMessage
+		return n < r.cfg.ScanPiece
 	})
 	for len(found) > scanFrame*(RecordSize+8) {
 		w.scanned(s.id, found[:scanFrame*(RecordSize+8)])

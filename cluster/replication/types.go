@@ -122,6 +122,8 @@ var (
 	ErrIncompatible = errors.New("replication: incompatible peer")
 	// ErrDefinition: a store returns it from Merge when the definition that a record needs is not known. The session ends: the next one brings it.
 	ErrDefinition = errors.New("replication: the definition of a record is missing")
+	// ErrClone: a peer holds records of this run that this node has not written: all sessions begin anew.
+	ErrClone = errors.New("replication: another node writes under this one's name")
 	// ErrRefused: the peer sent a record that the store refused.
 	ErrRefused = errors.New("replication: a record was refused")
 )
@@ -166,6 +168,7 @@ type Config struct {
 	PullAfter    time.Duration          // how long to wait for the origin's node before another peer is asked; default 20 ms
 	ReissueAfter time.Duration          // least jitter before unnamed content is written again; default 10 ms
 	Scans        int                    // scans served at once; default 4
+	ScanPiece    int                    // records in one message of a scan; default 4096
 	Mutant       func(name string) bool // names rules to leave out, in tests
 }
 
@@ -189,7 +192,7 @@ func (c *Config) validate() error {
 	for _, v := range []struct {
 		v   *int
 		def int
-	}{{&c.LogBytes, 40 << 20}, {&c.Window, 16384}, {&c.Scans, 4}} {
+	}{{&c.LogBytes, 40 << 20}, {&c.Window, 16384}, {&c.Scans, 4}, {&c.ScanPiece, 4096}} {
 		if *v.v == 0 {
 			*v.v = v.def
 		}

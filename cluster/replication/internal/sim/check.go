@@ -140,6 +140,9 @@ func (h *host) checkVector() {
 
 func (h *host) checkRange(s *store, what string, id replication.OriginID, from, to uint64) uint64 {
 	list := h.w.content[id]
+	if h.w.ambiguous[id] {
+		return to
+	}
 	for n := from; n <= to; n++ {
 		if n > uint64(len(list)) {
 			// A seal of an origin that numbered nothing, or whose records are gone, stands for no content.
@@ -219,7 +222,7 @@ func (h *host) viewsOf(wr *write) string {
 }
 
 // cloned: a test has copied a running node.
-func (w *World) cloned() bool { return w.clones > 0 || w.broken != "" }
+func (w *World) cloned() bool { return len(w.ambiguous) > 0 || w.broken != "" }
 
 // quiesce heals everything and waits until all replicas are equal.
 func (w *World) quiesce(limit time.Duration) {
@@ -227,7 +230,7 @@ func (w *World) quiesce(limit time.Duration) {
 	clear(w.cut)
 	w.release()
 	for _, h := range w.hosts {
-		h.wall, h.guarded = 0, 0
+		h.wall, h.guarded, h.store.full = 0, 0, false
 		if !h.up {
 			h.start()
 		}
@@ -278,7 +281,7 @@ func (w *World) difference() string {
 			}
 		}
 		for id, n := range h.vectorByID() {
-			if v, ok := vector[id]; ok && v != n && len(w.content[id]) > 0 {
+			if v, ok := vector[id]; ok && v != n && !w.ambiguous[id] && len(w.content[id]) > 0 {
 				return h.name + " has another vector than " + first.name
 			}
 		}
@@ -329,6 +332,9 @@ func (h *host) vectorByID() map[replication.OriginID]uint64 {
 
 // checkEnd holds what all replicas have against what was acknowledged and what was ever asked for.
 func (w *World) checkEnd() {
+	for _, h := range w.hosts {
+		h.rotten = false // by now it must have been repaired
+	}
 	first := w.nodes[0]
 	now := first.now().Guarded
 	all := newStore("")

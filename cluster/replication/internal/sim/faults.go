@@ -118,6 +118,10 @@ func (w *World) nemesis(end time.Duration) {
 			h.guarded = int64(w.between(-20*time.Second, 0) / time.Millisecond)
 		case h.client:
 			h.links[0].move()
+		case h.up && k == 19:
+			s := h.store
+			s.full = true
+			w.after(w.between(5*time.Millisecond, 400*time.Millisecond), func() { s.full = false })
 		}
 		w.after(w.between(pause/2, pause*2), next)
 	}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -42,6 +43,9 @@ type host struct {
 	lost    bool   // wiped, and not yet a voter again
 	before  *store // what was on the disk that was wiped
 	wipedAt time.Duration
+	rotten  bool                    // its disk has lost something without knowing
+	slow    time.Duration           // least time of a sync
+	same    [2]replication.OriginID // of its clone: the next origins of this run
 
 	own     [2]ownOrigin
 	fenced  bool
@@ -220,7 +224,9 @@ func (h *host) step(e replication.Event) {
 	}
 	for _, c := range out.Close {
 		if s := h.sessions[c.Peer]; s != nil {
-			w.failf("%s ends the session with %s: %v", h.name, s.other.name, c.Err)
+			if !errors.Is(c.Err, replication.ErrClone) {
+				w.failf("%s ends the session with %s: %v", h.name, s.other.name, c.Err)
+			}
 			s.conn.close(true)
 		}
 	}
@@ -253,7 +259,7 @@ func (h *host) step(e replication.Event) {
 	if acks || views {
 		h.settle()
 	}
-	if !w.large {
+	if !w.large && !h.rotten {
 		h.checkVector()
 		if acks {
 			h.checkDurable()
@@ -332,7 +338,7 @@ func (h *host) sync() {
 	}
 	// What is committed together fails together. (What becomes of records of peers then is the affair of package node.)
 	failed, reached := own && !h.w.calm && h.w.chance(0.005), h.w.chance(0.5)
-	d := h.w.between(h.w.syncs[0], h.w.syncs[1])
+	d := h.w.between(h.w.syncs[0], h.w.syncs[1]) + h.slow
 	if !h.w.calm && h.w.chance(0.02) {
 		d *= 30
 	}
@@ -372,7 +378,9 @@ func (h *host) number(b *batch) {
 	o := &h.own[b.lane]
 	if o.id == 0 {
 		id := replication.MakeOrigin(h.rng.Uint64(), b.lane)
-		if h.w.broken == "reuse-epoch" {
+		if h.same[b.lane] != 0 {
+			id, h.same[b.lane] = h.same[b.lane], 0
+		} else if h.w.broken == "reuse-epoch" {
 			id = replication.MakeOrigin(mix(99, h.id), b.lane)
 		}
 		index, err := h.core.NewOrigin(id)
@@ -429,6 +437,9 @@ func (h *host) committed(b *batch) {
 	}
 	e := replication.Written{Index: b.dots[0].Index(), First: b.dots[0].Number(), Records: b.records}
 	now := h.now()
+	full := h.store.full
+	h.store.full = false // a host admits before it writes
+	defer func() { h.store.full = full }()
 	for i := range b.records {
 		h.store.defs[definition(&b.records[i])] = true
 		if m, err := h.store.Merge(&b.records[i], b.dots[i], now, true); err == nil && m.Unnamed {
@@ -486,7 +497,7 @@ func (d *disk) raise(h *host, vector []replication.VectorEntry) {
 	for _, v := range vector {
 		old := d.vector[v.Index]
 		d.vector[v.Index] = max(old, v.Number)
-		if o, ok := d.origins[v.Index]; ok && !h.w.large {
+		if o, ok := d.origins[v.Index]; ok && !h.w.large && !h.rotten {
 			h.checkDisk(o.ID, old+1, v.Number)
 		}
 	}

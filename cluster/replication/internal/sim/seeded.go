@@ -15,6 +15,7 @@ func Seeded(seed uint64, o Options) Options {
 	nodes, clients, span := 3+rng.IntN(3)+rng.IntN(2)*rng.IntN(5), rng.IntN(3), time.Duration(500+rng.IntN(2000))*time.Millisecond
 	logBytes := []int{600, 2_000, 20_000, 1 << 20}[rng.IntN(4)]
 	window := []int{3, 50, 16384}[rng.IntN(3)]
+	piece := []int{1, 5, 4096}[rng.IntN(3)]
 	scans := 1 + rng.IntN(4)
 	audit := []time.Duration{-1, -1, 200 * time.Millisecond}[rng.IntN(3)]
 	if o.Nodes == 0 {
@@ -28,7 +29,7 @@ func Seeded(seed uint64, o Options) Options {
 	}
 	earlier := o.Config
 	o.Config = func(c *replication.Config) {
-		c.LogBytes, c.Window, c.Scans, c.AuditEvery = logBytes, window, scans, audit
+		c.LogBytes, c.Window, c.Scans, c.ScanPiece, c.AuditEvery = logBytes, window, scans, piece, audit
 		if earlier != nil {
 			earlier(c)
 		}

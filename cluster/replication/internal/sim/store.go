@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/binary"
+	"errors"
 	"slices"
 
 	"github.com/revokd/revokd/cluster/replication"
@@ -14,6 +15,7 @@ type store struct {
 	keys    []replication.Key // sorted
 	defs    map[uint64]bool
 	broken  rule
+	full    bool // takes no new keys
 }
 
 type entry struct {
@@ -78,8 +80,13 @@ func (s *store) Merge(r *replication.Record, d replication.Dot, now replication.
 	if expired(r, now.Guarded) {
 		return replication.Merged{}, nil
 	}
+	if s.full && s.entries[r.Key()] == nil {
+		return replication.Merged{}, errFull
+	}
 	return s.merge(r, d, now.Guarded), nil
 }
+
+var errFull = errors.New("full")
 
 func (s *store) merge(r *replication.Record, d replication.Dot, guarded int64) replication.Merged {
 	key := r.Key()

@@ -1,0 +1,77 @@
+package sim
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func scripts(t *testing.T) map[string]Script {
+	files, err := filepath.Glob("testdata/scenarios/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal(err, files)
+	}
+	list := make(map[string]Script)
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list[strings.TrimSuffix(filepath.Base(name), ".txt")] = ParseScript(string(b))
+	}
+	return list
+}
+
+// Every history holds, and breaks a promise when its rule is left out.
+func TestScenarios(t *testing.T) {
+	for name, s := range scripts(t) {
+		t.Run(name, func(t *testing.T) {
+			r, err := s.Run("")
+			if err != nil || len(r.Failures) > 0 {
+				t.Fatal(err, r.Failures)
+			}
+			for _, mutant := range s.Mutants {
+				if Mutants[mutant] == "" {
+					t.Fatalf("nobody knows %q", mutant)
+				}
+				r, err := s.Run(mutant)
+				if err != nil || len(r.Failures) == 0 {
+					t.Errorf("without the rule nothing breaks: %s (%s) %v", mutant, Mutants[mutant], err)
+					continue
+				}
+				t.Logf("%s: %s", mutant, r.Failures[0])
+			}
+		})
+	}
+}
+
+// Every rule that is left out is noticed, by chance or by a scenario.
+func TestMutants(t *testing.T) {
+	const most = 60
+	byScript := make(map[string]string)
+	for name, s := range scripts(t) {
+		for _, m := range s.Mutants {
+			byScript[m] = name
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(Mutants)) {
+		seed := uint64(1)
+		var failure string
+		for ; seed <= most && failure == ""; seed++ {
+			if r := Run(Seeded(seed, Options{Clients: -1, Mutant: name})); len(r.Failures) > 0 {
+				failure = r.Failures[0]
+			}
+		}
+		switch {
+		case failure != "":
+			t.Logf("%-22s %-75s seed %d: %.160s", name, Mutants[name], seed-1, failure)
+		case byScript[name] != "":
+			t.Logf("%-22s %-75s scenario %s", name, Mutants[name], byScript[name])
+		default:
+			t.Errorf("%-22s %-75s not caught by %d seeds", name, Mutants[name], most)
+		}
+	}
+}

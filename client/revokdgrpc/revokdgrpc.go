@@ -11,7 +11,7 @@
 //     Unavailable and a RetryInfo, never Unauthenticated: it may be good.
 //   - Whatever error it does not know is refused. Its text never reaches the caller, and errors.Is finds the cause in what an outer interceptor is given.
 //   - A stream is checked when it begins and before each message in either direction, so a token revoked meanwhile moves no further message. One that waits
-//     in between is ended by Config.Watch: its context ends, and with it what the handler does under that context.
+//     in between is ended by Config.OnRevoked: its context ends, and with it what the handler does under that context.
 //
 // # Concurrency
 //
@@ -59,9 +59,9 @@ type Config struct {
 	Skip func(fullMethod string) bool
 	// RetryAfter of Unavailable. Default 1 s.
 	RetryAfter time.Duration
-	// Watch calls revoked, at most once, when a revocation arrives that covers the claims of an open stream, until stop is called. Nil: streams are
-	// checked at their messages only.
-	Watch func(claims *revocation.Claims, revoked func()) (stop func(), err error)
+	// OnRevoked calls fn, at most once, when a revocation arrives that covers the claims of an open stream, until stop is called. Usually
+	// Client.OnRevoked. Nil: streams are checked at their messages only.
+	OnRevoked func(claims *revocation.Claims, fn func(revocation.Verdict)) (stop func())
 }
 
 // Interceptors of a server.
@@ -104,12 +104,8 @@ func (i *Interceptors) Stream(srv any, s grpc.ServerStream, info *grpc.StreamSer
 	}
 	ctx, cancel := context.WithCancelCause(NewContext(s.Context(), claims))
 	defer cancel(nil)
-	if i.cfg.Watch != nil {
-		stop, err := i.cfg.Watch(claims, func() { cancel(client.ErrRevoked) })
-		if err != nil {
-			return i.refusal(fmt.Errorf("%w: %w", ErrNotDecided, err))
-		}
-		defer stop()
+	if i.cfg.OnRevoked != nil {
+		defer i.cfg.OnRevoked(claims, func(revocation.Verdict) { cancel(client.ErrRevoked) })()
 	}
 	err = handler(srv, &stream{ServerStream: s, ctx: ctx, by: i, claims: claims})
 	if errors.Is(context.Cause(ctx), client.ErrRevoked) {

@@ -209,14 +209,14 @@ func TestStreamRefused(t *testing.T) {
 	}
 }
 
-// A stream that waits is ended by Watch, and Watch is told when the stream has ended.
+// A stream that waits is ended by OnRevoked, which is told when the stream has ended.
 func TestStreamWatched(t *testing.T) {
 	e := newEnv()
 	var stopped atomic.Int32
 	fire := make(chan func(), 1)
-	e.cfg.Watch = func(_ *revocation.Claims, revoked func()) (func(), error) {
-		fire <- revoked
-		return func() { stopped.Add(1) }, nil
+	e.cfg.OnRevoked = func(_ *revocation.Claims, fn func(revocation.Verdict)) func() {
+		fire <- func() { fn(revocation.Verdict{Status: revocation.Revoked}) }
+		return func() { stopped.Add(1) }
 	}
 	e.stream = func(s grpc_health_v1.Health_WatchServer) error {
 		<-s.Context().Done()
@@ -232,18 +232,6 @@ func TestStreamWatched(t *testing.T) {
 	}
 	if stopped.Load() != 1 {
 		t.Fatal("the watch was not stopped once")
-	}
-}
-
-func TestWatchFails(t *testing.T) {
-	e := newEnv()
-	e.cfg.Watch = func(*revocation.Claims, func()) (func(), error) { return nil, errBad }
-	s, err := e.serve(t).Watch(with(t.Context(), "Bearer ok"), &grpc_health_v1.HealthCheckRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Recv(); status.Code(err) != codes.Unavailable {
-		t.Fatal(err)
 	}
 }
 

@@ -91,7 +91,7 @@ func New(cfg Config) (func(http.Handler) http.Handler, error) {
 				next.ServeHTTP(w, r.WithContext(NewContext(r.Context(), claims)))
 				return
 			}
-			refusal := cfg.refusal(err)
+			refusal := cfg.Refusal(err)
 			if cfg.OnError != nil {
 				cfg.OnError(w, r, refusal, err)
 				return
@@ -128,8 +128,9 @@ type Refusal struct {
 	RetryAfter  time.Duration // 0: none
 }
 
-// refusal is the one place where errors become answers.
-func (c *Config) refusal(err error) Refusal {
+// Refusal returns the answer to an error of the middleware, of package client or of a verifier that matches one of these: it is the one place where errors become
+// answers, also for middleware of others. It needs no field of the Config.
+func (c *Config) Refusal(err error) Refusal {
 	r := Refusal{Status: http.StatusUnauthorized, Code: "invalid_token"}
 	switch {
 	case errors.Is(err, client.ErrRevoked):
@@ -143,7 +144,7 @@ func (c *Config) refusal(err error) Refusal {
 	default:
 		return Refusal{
 			Status: http.StatusServiceUnavailable, Code: "temporarily_unavailable",
-			Description: "Whether the access token is valid cannot be said at the moment", RetryAfter: c.RetryAfter,
+			Description: "Whether the access token is valid cannot be said at the moment", RetryAfter: max(c.RetryAfter, time.Second),
 		}
 	}
 	r.Challenge = challenge(c.Realm, r.Code, r.Description)

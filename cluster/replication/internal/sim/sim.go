@@ -91,6 +91,7 @@ type World struct {
 	silent  time.Duration
 	syncs   [2]time.Duration
 	large   bool // no checks on the way
+	arrived func(replication.Key)
 }
 
 type action struct {

@@ -41,3 +41,25 @@ func TestSameSeedSameTrace(t *testing.T) {
 		}
 	}
 }
+
+// A large cluster in which each node has sessions with about sixteen others, and one link in ten is dead.
+func TestSpread(t *testing.T) {
+	nodes := 200
+	if testing.Short() {
+		nodes = 100
+	}
+	a := RunSpread(1, nodes, 16, 500)
+	t.Logf("p50 %v, p99 %v, most %v; %d of %d links dead; %v", a.P50, a.P99, a.Max, a.Dead, a.Links, a.Result)
+	if len(a.Failures) > 0 || a.Dead == 0 {
+		t.Fatal(a.Failures)
+	}
+	if a.P99 > 20*time.Millisecond { // of virtual time
+		t.Errorf("p99 is %v, at most 20 ms", a.P99)
+	}
+	if testing.Short() {
+		return
+	}
+	if b := RunSpread(1, nodes, 16, 500); b.Trace != a.Trace {
+		t.Error("the same seed has another trace")
+	}
+}

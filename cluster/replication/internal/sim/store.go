@@ -16,6 +16,7 @@ type store struct {
 	defs    map[uint64]bool
 	broken  rule
 	full    bool // takes no new keys
+	arrived func(replication.Key)
 }
 
 type entry struct {
@@ -99,6 +100,9 @@ func (s *store) merge(r *replication.Record, d replication.Dot, guarded int64) r
 		s.entries[key] = &entry{*r, d}
 		i, _ := slices.BinarySearchFunc(s.keys, key, compareKeys)
 		s.keys = slices.Insert(s.keys, i, key)
+		if s.arrived != nil {
+			s.arrived(key)
+		}
 		return replication.Merged{Changed: true, Unnamed: d == 0}
 	}
 	switch joined := s.join(&e.record, r); joined {

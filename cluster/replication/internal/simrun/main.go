@@ -18,7 +18,12 @@ func main() {
 	flag.IntVar(&o.Clients, "clients", -1, "client replicas; -1: by the seed")
 	flag.DurationVar(&o.For, "for", 0, "virtual time of faults; 0: by the seed")
 	flag.StringVar(&o.Mutant, "mutant", "", "a rule to leave out")
+	spread := flag.Int("spread", 0, "copy 500 records through a cluster of that many nodes, with one link in ten dead, twice")
 	flag.Parse()
+	if *spread > 0 {
+		spreadOut(*seed, *spread)
+		return
+	}
 	began := time.Now()
 	var total sim.Result
 	failed := 0
@@ -40,6 +45,25 @@ func main() {
 	}
 	fmt.Printf("%d seeds from %d, %d failed, %v\n%v\n", *seeds, *seed, failed, time.Since(began).Round(time.Millisecond), total)
 	if failed > 0 {
+		os.Exit(1)
+	}
+}
+
+func spreadOut(seed uint64, nodes int) {
+	var traces [2]uint64
+	for i := range traces {
+		began := time.Now()
+		r := sim.RunSpread(seed, nodes, 16, 500)
+		traces[i] = r.Trace
+		fmt.Printf("%d nodes, %d of %d links dead, %d copies: p50 %v, p99 %v, most %v; took %v\n%v\n",
+			nodes, r.Dead, r.Links, r.Copies, r.P50, r.P99, r.Max, time.Since(began).Round(time.Millisecond), r.Result)
+		if len(r.Failures) > 0 {
+			fmt.Println(r.Failures)
+			os.Exit(1)
+		}
+	}
+	if traces[0] != traces[1] {
+		fmt.Println("the same seed has another trace")
 		os.Exit(1)
 	}
 }

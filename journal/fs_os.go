@@ -1,7 +1,7 @@
 package journal
 
 import (
-	"errors"
+	"io"
 	"os"
 	"syscall"
 
@@ -130,11 +130,6 @@ func (f osFile) Linked() (bool, error) {
 	return linked(info), nil
 }
 
-// Locked reports whether a process has the journal in a directory open. What it says may have changed by the time it is read.
-func Locked(dir string) bool {
-	lock, err := osFS{}.Lock(newDirectory(nil, dir).path(lockName), false)
-	if err == nil {
-		lock.Close()
-	}
-	return errors.Is(err, ErrLocked)
-}
+// LockFile takes the exclusive lock of a file, which it makes if need be, and does not wait: the error matches [ErrLocked] if another process
+// has it. Closing gives it back.
+func LockFile(name string) (io.Closer, error) { return osFS{}.Lock(name, true) }

@@ -83,9 +83,6 @@ func (c *AgentConfig) validate() error {
 	if c.Stdout == nil {
 		c.Stdout = io.Discard
 	}
-	if c.NodeName == "" && c.Dev && len(c.Cluster.Join) > 0 {
-		c.NodeName = freeDevName(c.DataDir)
-	}
 	if c.NodeName == "" {
 		c.NodeName = "dev"
 		if !c.Dev {
@@ -144,8 +141,16 @@ type agent struct {
 // Agent runs a node until ctx ends; then it stops accepting, lets what has been accepted finish, and returns nil. Errors are
 // those of the configuration, of the data directory and of the address, and name the flag that they are about.
 func Agent(ctx context.Context, cfg AgentConfig) (err error) {
+	anyName := cfg.NodeName == "" && cfg.Dev && len(cfg.Cluster.Join) > 0
 	if err := cfg.validate(); err != nil {
 		return err
+	}
+	if anyName {
+		var lock io.Closer
+		if cfg.NodeName, lock, err = claimDevName(cfg.DataDir); err != nil {
+			return err
+		}
+		defer lock.Close()
 	}
 	a := &agent{cfg: cfg, dir: filepath.Join(cfg.DataDir, cfg.NodeName), left: make(chan struct{})}
 	// Before anything is written: what is refused here leaves nothing behind.

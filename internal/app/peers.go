@@ -5,8 +5,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -103,15 +105,25 @@ func (a *agent) clusterConfig() (*node.ClusterConfig, error) {
 	return n, nil
 }
 
-// freeDevName returns the first name of a dev node whose data no running process has: a second one started with --join and nothing
+// devLockFile says that a process uses the name of its directory.
+const devLockFile = "dev.lock"
+
+// claimDevName takes the first name of a dev node that no running process has, until lock is closed: a second one started with --join and nothing
 // else is dev-2, and again after a restart.
-func freeDevName(dataDir string) string {
-	for i := 2; ; i++ {
-		name := fmt.Sprintf("dev-%d", i)
-		if !journal.Locked(filepath.Join(dataDir, name, journalDir)) {
-			return name
+func claimDevName(dataDir string) (name string, lock io.Closer, err error) {
+	for i := 2; i < 1000; i++ {
+		name = fmt.Sprintf("dev-%d", i)
+		if err = os.MkdirAll(filepath.Join(dataDir, name), 0o700); err != nil {
+			break
+		}
+		if lock, err = journal.LockFile(filepath.Join(dataDir, name, devLockFile)); !errors.Is(err, journal.ErrLocked) {
+			break
 		}
 	}
+	if err != nil {
+		return "", nil, fmt.Errorf("--data-dir: %w", err)
+	}
+	return name, lock, nil
 }
 
 // readGossipKeys reads keys in base64, one on each line; the first is used.

@@ -104,10 +104,11 @@ func (r *replica) level(asked Ack) Ack {
 
 // waiter is a write that waits for other nodes. Its fields are under replica.mu until done is closed.
 type waiter struct {
-	needs   []replication.Dot
-	barrier []replication.VectorEntry // then: to hold what those who confirmed held
-	level   Ack
-	done    chan struct{}
+	needs []replication.Dot
+	// barriers is what each node held when it was found to have confirmed: it counts when this node holds that too.
+	barriers map[string][]replication.VectorEntry
+	level    Ack
+	done     chan struct{}
 }
 
 // acknowledged waits until dots are durable on as many voters as a level asks for, and this replica has seen all that those had
@@ -116,7 +117,7 @@ func (r *replica) acknowledged(ctx context.Context, needs []replication.Dot, lev
 	if limit == 0 {
 		limit = r.n.cfg.AckTimeout
 	}
-	w := &waiter{needs: needs, level: level, done: make(chan struct{})}
+	w := &waiter{needs: needs, barriers: make(map[string][]replication.VectorEntry), level: level, done: make(chan struct{})}
 	r.mu.Lock()
 	receipt, ok := r.receipt(w)
 	if ok && level == AckLocal {
@@ -161,19 +162,26 @@ func (n *Node) Confirm(ctx context.Context, level Ack, limit time.Duration) (Rec
 // settle ends the waiters whose level is reached; mu is held.
 func (r *replica) settle() {
 	r.waiters = slices.DeleteFunc(r.waiters, func(w *waiter) bool {
-		receipt, ok := r.receipt(w)
-		if !ok {
-			return false
+		_, ok := r.receipt(w)
+		if ok {
+			close(w.done)
 		}
-		if w.barrier == nil && w.level > AckLocal {
-			w.barrier = r.core.Barrier(receipt.Confirmed)
-		}
-		if !r.core.Reached(w.barrier) {
-			return false
-		}
-		close(w.done)
-		return true
+		return ok
 	})
+}
+
+// seen reports whether this node holds all that another one held when that had confirmed a write; mu is held. What one that is away held last may
+// never come, so each node counts by itself.
+func (r *replica) seen(w *waiter, name string) bool {
+	if w.level <= AckLocal {
+		return true
+	}
+	barrier, ok := w.barriers[name]
+	if !ok {
+		barrier = r.core.Barrier([]string{name})
+		w.barriers[name] = barrier
+	}
+	return r.core.Reached(barrier)
 }
 
 // receipt says who holds a write durably, and whether they are enough; mu is held.
@@ -203,7 +211,7 @@ func (r *replica) receipt(w *waiter) (receipt Receipt, ok bool) {
 	}
 	for _, name := range names {
 		self := name == r.n.cfg.Name
-		confirmed := self && held || !self && counts[name] == len(w.needs)
+		confirmed := self && held || !self && counts[name] == len(w.needs) && r.seen(w, name)
 		if !confirmed {
 			receipt.Unconfirmed = append(receipt.Unconfirmed, name)
 			continue

@@ -168,6 +168,8 @@ type Client struct {
 	asks     atomic.Uint64 // calls
 	filters  atomic.Uint64 // that took the place of another one
 
+	watch watch
+
 	stop  context.CancelFunc
 	ended sync.WaitGroup
 
@@ -194,6 +196,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(cfg.TLS), asking: make(chan struct{}, maxAsking)}
 	c.reached = sync.NewCond(&c.mu)
+	c.watch.init()
 	c.fresh.Store(&view.Freshness{})
 	identity, err := c.identify(ctx)
 	if err != nil {
@@ -206,6 +209,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	c.stop = stop
 	c.ended.Go(func() { c.follow(run) })
 	c.ended.Go(func() { c.tick(run) })
+	c.ended.Go(func() { c.look(run) })
 	if cfg.Mode == Filter {
 		c.ended.Go(func() { c.refresh(run) })
 	}

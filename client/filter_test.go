@@ -77,7 +77,7 @@ func level(t testing.TB, c *Client, s *server) {
 func TestFilter(t *testing.T) {
 	s := newServer(t, "127.0.0.1:0")
 	s.revoke(t, logouts(t, 0, 3000)...)
-	c := open(t, Config{Addrs: []string{s.addr}, Mode: Filter})
+	c := open(t, Config{Addrs: []string{s.addr}, Mode: Filter, AskTimeout: 10 * time.Second})
 	st := c.Status().Filter
 	if st.Filtered != 3000 || st.Recent != 0 {
 		t.Fatalf("%+v", st)
@@ -125,7 +125,7 @@ func TestFilterAnswerDies(t *testing.T) {
 	user := match(t, "iss=i,sub=alice")
 	expires := time.Now().Add(time.Hour).UnixMilli()
 	s.revoke(t, revocation.Request{Action: revocation.Block, Match: user, ExpiresAt: expires})
-	c := open(t, Config{Addrs: []string{s.addr}, Mode: Filter})
+	c := open(t, Config{Addrs: []string{s.addr}, Mode: Filter, AskTimeout: 10 * time.Second})
 	want(t, c, "t", revocation.Revoked)
 	for range 5 {
 		if _, err := c.Unblock(t.Context(), Match{"iss": "i", "sub": "alice"}); err != nil {
@@ -204,7 +204,7 @@ func TestFilterLikeFull(t *testing.T) {
 		s.revoke(t, draw())
 	}
 	full := open(t, Config{Addrs: []string{s.addr}})
-	part := open(t, Config{Addrs: []string{s.addr}, Mode: Filter, freshEvery: time.Hour})
+	part := open(t, Config{Addrs: []string{s.addr}, Mode: Filter, AskTimeout: 10 * time.Second, freshEvery: time.Hour})
 	counts := map[revocation.Status]int{}
 	for round := range 40 {
 		for range 1 + random.IntN(4) {
@@ -247,7 +247,7 @@ func TestFilterLikeFull(t *testing.T) {
 func TestFilterRefresh(t *testing.T) {
 	s := newServer(t, "127.0.0.1:0")
 	s.revoke(t, logouts(t, 0, 500)...)
-	c := open(t, Config{Addrs: []string{s.addr}, Mode: Filter, freshEvery: 20 * time.Millisecond, freshAbove: 100})
+	c := open(t, Config{Addrs: []string{s.addr}, Mode: Filter, AskTimeout: 10 * time.Second, freshEvery: 20 * time.Millisecond, freshAbove: 100})
 	deadline := time.Now().Add(30 * time.Second)
 	n := 500
 	for c.Status().Filter.Refreshed < 2 {

@@ -135,6 +135,7 @@ func (d *onDisk) holds(id revocation.ShapeID) { d.shapes[id] = &definition{} }
 
 // housekeeping is a batch that states the time and the policy, and forgets shapes without records.
 type housekeeping struct {
+	next    *revocation.Policy // comes into force with the batch; nil: the one that is in force stays
 	policy  []byte
 	time    int64
 	origins []replication.Origin
@@ -193,7 +194,11 @@ func (n *Node) assign(b *journal.Batch) {
 			w.time = now
 			b.Meta = append(b.Meta, journal.Meta{Key: metaTime, Value: binary.BigEndian.AppendUint64(nil, uint64(now))})
 		}
-		if policy, err := json.Marshal(n.Policy()); err == nil && !bytes.Equal(policy, n.onDisk.policy) {
+		inForce := n.Policy()
+		if w.next != nil {
+			inForce = w.next
+		}
+		if policy, err := json.Marshal(inForce); err == nil && !bytes.Equal(policy, n.onDisk.policy) {
 			b.Meta = append(b.Meta, journal.Meta{Key: metaPolicy, Value: policy})
 			w.policy = policy
 		}
@@ -275,6 +280,9 @@ func (n *Node) committed(b *journal.Batch, err error) {
 		if w.policy != nil {
 			n.onDisk.policy = w.policy
 			n.policyKept.Store(true)
+		}
+		if w.next != nil { // here, so that no later batch still has the old one
+			n.table.SetPolicy(w.next)
 		}
 		n.onDisk.time = max(w.time, n.onDisk.time)
 	}
@@ -525,6 +533,23 @@ func (n *Node) runJournal(ctx context.Context, g *errgroup.Group) error {
 
 func (n *Node) keepHouse(ctx context.Context) error {
 	return n.journal.Append(ctx, &journal.Batch{User: new(housekeeping)})
+}
+
+// SetPolicy puts a policy in the place of the one in force: see [revocation.Policy.Succeed]. It is durable before any write is planned by it, because a start
+// must know how long records were kept. Calls must not overlap. Errors leave the old one in force; ErrNotReady: the journal is being read.
+func (n *Node) SetPolicy(ctx context.Context, p revocation.Policy) error {
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	if !n.replayed.Load() {
+		return fmt.Errorf("%w: the journal is being read", ErrNotReady)
+	}
+	p.Succeed(n.table.Policy(), max(n.Now(), n.cfg.Clock.Now().UnixMilli()))
+	if n.journal == nil {
+		n.table.SetPolicy(&p)
+		return nil
+	}
+	return n.journal.Append(ctx, &journal.Batch{User: &housekeeping{next: &p}})
 }
 
 // reportEvery is how often the log tells how far the start is.

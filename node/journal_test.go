@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -505,5 +506,42 @@ func TestConcurrentDurable(t *testing.T) {
 	n = testNode(t, Config{Dir: dir, Clock: clk})
 	if got := n.Status().Table.Items; got != 800 {
 		t.Fatalf("%d records after the restart, want 800", got)
+	}
+}
+
+// A policy that replaces another is on disk before it is in force, and cutoffs that were made under it bind the next start.
+func TestSetPolicy(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	lifetime := func(d time.Duration) revocation.Policy {
+		return revocation.Policy{Default: revocation.Settings{MaxTokenLifetime: d}}
+	}
+	n, err := New(Config{Name: "n1", Key: testKey, Dir: t.TempDir(), Clock: clk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.SetPolicy(t.Context(), lifetime(time.Hour)); !errors.Is(err, ErrNotReady) {
+		t.Errorf("before the journal is read: %v", err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk, Policy: lifetime(24 * time.Hour)})
+	if err := n.SetPolicy(t.Context(), revocation.Policy{Ceiling: -1}); err == nil {
+		t.Error("a bad policy is taken")
+	}
+	if err := n.SetPolicy(t.Context(), lifetime(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.Policy().Default.MaxTokenLifetime; got != time.Hour {
+		t.Errorf("in force: %s", got)
+	}
+	if !bytes.Contains(n.onDisk.policy, []byte(fmt.Sprint(time.Hour.Nanoseconds()))) {
+		t.Errorf("on disk: %s", n.onDisk.policy)
+	}
+	stop()
+	n, stop = runNode(t, Config{Dir: dir, Clock: clk, Policy: lifetime(24 * time.Hour)})
+	defer stop()
+	if earlier := n.Policy().Default.Earlier; len(earlier) != 1 || earlier[0].MaxTokenLifetime != time.Hour {
+		t.Errorf("limits of what was made under the earlier one: %+v", earlier)
 	}
 }

@@ -309,6 +309,9 @@ func (n *Node) Now() int64 { return n.now.Load() }
 // Slack is how long records are kept beyond their ExpiresAt.
 func (n *Node) Slack() time.Duration { return n.cfg.Slack }
 
+// Replayed says that the journal has been read: what may still keep the node from being ready is elsewhere.
+func (n *Node) Replayed() bool { return n.replayed.Load() }
+
 // Policy returns the policy in force; it is not to be changed.
 func (n *Node) Policy() *revocation.Policy { return n.table.Policy() }
 

@@ -1,12 +1,14 @@
 package token
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -55,9 +57,11 @@ var symmetric = []string{"HS256", "HS384", "HS512"}
 
 // Verifier verifies tokens. See the package comment.
 type Verifier struct {
-	issuers map[string]*issuer
-	log     hclog.Logger
-	refresh time.Duration
+	issuers  atomic.Pointer[map[string]*issuer] // a map is never changed
+	replaced chan struct{}                      // holds one element when Run has to look again
+	client   *http.Client
+	log      hclog.Logger
+	refresh  time.Duration
 }
 
 // NewVerifier checks the configuration and reads keys that are in it or in files. It starts nothing. Errors are
@@ -75,26 +79,47 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 	if len(cfg.Issuers) > MaxIssuers {
 		return nil, invalid("issuers", "too_large", fmt.Sprintf("at most %d", MaxIssuers))
 	}
-	client := keyClient(cfg.HTTPClient)
-	v := &Verifier{issuers: make(map[string]*issuer, len(cfg.Issuers)), log: cfg.Logger.Named("token"), refresh: cfg.Refresh}
+	v := &Verifier{replaced: make(chan struct{}, 1), client: keyClient(cfg.HTTPClient), log: cfg.Logger.Named("token"), refresh: cfg.Refresh}
+	issuers := make(map[string]*issuer, len(cfg.Issuers))
 	for _, c := range cfg.Issuers {
 		if err := c.validate(); err != nil {
 			return nil, err
 		}
-		if v.issuers[c.Name] != nil {
+		if issuers[c.Name] != nil {
 			return nil, invalid("issuer", "conflict", "each issuer once")
 		}
-		i := &issuer{Issuer: c, client: client, reading: make(chan struct{}, 1), unknown: rate.NewLimiter(rate.Every(unknownEvery), 1)}
+		i := &issuer{Issuer: c, client: v.client, reading: make(chan struct{}, 1), unknown: rate.NewLimiter(rate.Every(unknownEvery), 1)}
 		if err := i.readStatic(); err != nil {
 			return nil, err
 		}
-		v.issuers[c.Name] = i
+		issuers[c.Name] = i
 	}
+	v.issuers.Store(&issuers)
 	p := v.Policy()
 	if err := p.Validate(); err != nil {
 		return nil, err
 	}
 	return v, nil
+}
+
+// Replace makes v verify with the issuers of next, which nobody may use any more, from one token to the next. Keys of an issuer that are read from
+// the same place stay until they have been read again, which a running Run does at once.
+func (v *Verifier) Replace(next *Verifier) {
+	was, is := *v.issuers.Load(), *next.issuers.Load()
+	for name, i := range is {
+		old := was[name]
+		if old == nil || old.JWKSURL != i.JWKSURL || old.Discovery != i.Discovery || old.KeysFile != i.KeysFile || !bytes.Equal(old.KeysJSON, i.KeysJSON) {
+			continue
+		}
+		if i.keys.Load() == nil { // what next has read from a file is younger
+			i.keys.Store(old.keys.Load())
+		}
+	}
+	v.issuers.Store(&is)
+	select {
+	case v.replaced <- struct{}{}:
+	default:
+	}
 }
 
 func invalid(field, kind, limit string) error {
@@ -158,8 +183,8 @@ func safeURL(field, raw string) error {
 
 // Policy returns the issuers' settings, for a node.
 func (v *Verifier) Policy() revocation.Policy {
-	p := revocation.Policy{Issuers: make(map[string]revocation.Settings, len(v.issuers))}
-	for name, i := range v.issuers {
+	p := revocation.Policy{Issuers: make(map[string]revocation.Settings, len(*v.issuers.Load()))}
+	for name, i := range *v.issuers.Load() {
 		p.Issuers[name] = revocation.Settings{
 			MaxTokenLifetime: i.MaxTokenLifetime, MaxSessionLifetime: i.MaxSessionLifetime, Skew: i.Skew, SessionClaim: i.SessionClaim,
 		}
@@ -177,8 +202,9 @@ type KeyState struct {
 // Keys returns the state of all key sets, by issuer.
 func (v *Verifier) Keys() []KeyState {
 	var states []KeyState
-	for _, name := range slices.Sorted(maps.Keys(v.issuers)) {
-		states = append(states, v.issuers[name].state())
+	issuers := *v.issuers.Load()
+	for _, name := range slices.Sorted(maps.Keys(issuers)) {
+		states = append(states, issuers[name].state())
 	}
 	return states
 }

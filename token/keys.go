@@ -305,15 +305,28 @@ type body struct {
 	io.Closer
 }
 
+// errReplaced ends what keeps the key sets of one list of issuers.
+var errReplaced = errors.New("the issuers were replaced")
+
 // Run fetches and refreshes key sets until ctx ends. A failed fetch is tried again after a second, then ever later.
 func (v *Verifier) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for _, i := range v.issuers {
-		if i.KeysJSON == nil {
-			g.Go(func() error { v.keepFresh(ctx, i); return nil })
+	for ctx.Err() == nil {
+		g, inner := errgroup.WithContext(ctx)
+		for _, i := range *v.issuers.Load() {
+			if i.KeysJSON == nil {
+				g.Go(func() error { v.keepFresh(inner, i); return nil })
+			}
 		}
+		g.Go(func() error {
+			select {
+			case <-ctx.Done():
+			case <-v.replaced:
+			}
+			return errReplaced // ends the others
+		})
+		_ = g.Wait() // only that
 	}
-	return g.Wait()
+	return nil
 }
 
 func (v *Verifier) keepFresh(ctx context.Context, i *issuer) {

@@ -64,7 +64,7 @@ func (v *Verifier) VerifyWith(ctx context.Context, raw string, now int64, begin 
 	if err != nil {
 		return nil, err
 	}
-	iss := v.issuers[p.claims.Issuer()]
+	iss := (*v.issuers.Load())[p.claims.Issuer()]
 	if iss == nil {
 		return nil, ErrUnknownIssuer
 	}

@@ -426,7 +426,7 @@ func TestRotation(t *testing.T) {
 func TestBadServer(t *testing.T) {
 	s := newServer(t, keySet(ed))
 	v := urlVerifier(t, Issuer{Name: iss, JWKSURL: s.URL + "/keys"})
-	i := v.issuers[iss]
+	i := (*v.issuers.Load())[iss]
 	if err := i.read(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -457,7 +457,7 @@ func TestBadServer(t *testing.T) {
 	}
 	// A discovery document of another issuer would let it name our keys.
 	d := urlVerifier(t, Issuer{Name: strings.Replace(s.URL, "127.0.0.1", "localhost", 1), Discovery: true})
-	for _, i := range d.issuers {
+	for _, i := range *d.issuers.Load() {
 		if err := i.read(t.Context()); err == nil || i.keys.Load() != nil {
 			t.Errorf("discovery of another issuer: %v", err)
 		}
@@ -479,11 +479,11 @@ func TestFileIsReadAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	write([]byte("half a fil"), now.Add(time.Second))
-	if err := v.issuers[iss].read(t.Context()); err == nil {
+	if err := (*v.issuers.Load())[iss].read(t.Context()); err == nil {
 		t.Fatal("a broken file was accepted")
 	}
 	write(keySet(ed, rs), now.Add(2*time.Second))
-	if err := v.issuers[iss].read(t.Context()); err != nil {
+	if err := (*v.issuers.Load())[iss].read(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := v.Verify(t.Context(), raw, now.UnixMilli()); err != nil {
@@ -589,4 +589,51 @@ func ExampleVerifier_Verify() {
 	// Output:
 	// https://id.example <nil>
 	// true
+}
+
+// A token of an issuer that is new is accepted, one of an issuer that has gone is not, and what stays keeps its keys until they have been read again.
+func TestReplace(t *testing.T) {
+	s := newServer(t, keySet(ed))
+	v := urlVerifier(t, Issuer{Name: iss, JWKSURL: s.URL + "/keys"})
+	if err := (*v.issuers.Load())[iss].read(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	signed := ed.sign(ed.header(), payload(""))
+	verify := func(want error) {
+		t.Helper()
+		if _, err := v.Verify(t.Context(), signed, now.UnixMilli()); !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+	verify(nil)
+	v.Replace(urlVerifier(t, Issuer{Name: iss, JWKSURL: s.URL + "/keys", Leeway: time.Second}))
+	if (*v.issuers.Load())[iss].keys.Load() == nil {
+		t.Error("the keys have gone, though they are read from the same place")
+	}
+	verify(nil)
+	v.Replace(urlVerifier(t, Issuer{Name: "https://other.example", KeysJSON: keySet(ed)}))
+	verify(ErrUnknownIssuer)
+	v.Replace(urlVerifier(t, Issuer{Name: iss, JWKSURL: s.URL + "/elsewhere"}))
+	if (*v.issuers.Load())[iss].keys.Load() != nil {
+		t.Error("keys of another place")
+	}
+}
+
+// A running verifier reads the keys of issuers that came later.
+func TestReplaceWhileRunning(t *testing.T) {
+	s := newServer(t, keySet(ed))
+	v := newVerifier(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- v.Run(ctx) }()
+	v.Replace(urlVerifier(t, Issuer{Name: iss, JWKSURL: s.URL + "/keys"}))
+	for deadline := time.Now().Add(30 * time.Second); v.Keys()[0].Keys == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the keys are not read")
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }

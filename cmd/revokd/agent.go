@@ -3,10 +3,12 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -24,7 +26,8 @@ func (c *cli) agentCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run a node",
-		Long: `Run a node until SIGINT or SIGTERM; a second signal ends it at once.
+		Long: `Run a node until SIGINT or SIGTERM; a second signal ends it at once. It is no longer ready from then on, lets what it has accepted finish, writes
+what is left to disk and says good-bye to the others. SIGHUP makes it read --issuers and the files of TLS anew, all of them or none.
 
 With --dev nothing needs to be configured: the node makes its keys and an issuer whose tokens "revokd dev token"
 mints, and keeps them and every revocation in the data directory. Without it --issuers says who issues the tokens and
@@ -54,6 +57,13 @@ Each flag can be given in the environment: REVOKD_API_ADDR for --api-addr and so
 			for _, name := range unknown {
 				cfg.Logger.Warn("unknown environment variable", "name", name)
 			}
+			if cfg.Supervisor, err = app.SupervisorFromEnv(c.getenv, os.Getpid()); err != nil {
+				return err
+			}
+			reload := make(chan os.Signal, 1)
+			signal.Notify(reload, syscall.SIGHUP)
+			defer signal.Stop(reload)
+			cfg.Reload = reload
 			return app.Agent(cmd.Context(), cfg)
 		},
 	}
@@ -80,6 +90,7 @@ Each flag can be given in the environment: REVOKD_API_ADDR for --api-addr and so
 	flags.StringVar(&cfg.TLS.CA, "tls-ca", "", "file with the authority, whose certificates are believed: each caller may what the role in his says")
 	flags.IntVar(&cfg.MaxRecords, "max-records", 0, "most records held; beyond it writes are refused (default 100 million)")
 	flags.Var(&memory, "max-memory", "most memory for records, such as 512MiB; beyond it writes are refused (default 8GiB)")
+	flags.DurationVar(&cfg.ShutdownDelay, "shutdown-delay", 0, "how long to go on answering, no longer ready, after SIGTERM: as long as a load balancer needs to see it")
 	choiceFlag(cmd, &level, "log-level", "least level that is logged, to stderr")
 	choiceFlag(cmd, &format, "log-format", "text, or one JSON object per line")
 	return cmd

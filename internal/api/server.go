@@ -51,7 +51,9 @@ type Config struct {
 	TLS *tls.Config
 
 	Limits Limits
-	// Drain is how long calls may go on after the context of Serve has ended. Default 10 s.
+	// Linger is how long Serve goes on accepting after its context has ended, not ready: who sends callers here needs that long to see it. Default 0.
+	Linger time.Duration
+	// Drain is how long calls may go on after that. Default 10 s.
 	Drain  time.Duration
 	Logger hclog.Logger // nil: none
 }
@@ -92,7 +94,7 @@ func (c *Config) validate() error {
 		return fmt.Errorf("api: node: %w: required", revocation.ErrInvalid)
 	case c.Verifier == nil:
 		return fmt.Errorf("api: verifier: %w: required", revocation.ErrInvalid)
-	case l.Connections < 0 || l.Streams < 0 || l.Message < 0 || l.Batch < 0 || l.Total < 0 || l.Read < 0 || l.Deadline < 0 || l.Idle < 0 || c.Drain < 0:
+	case l.Connections < 0 || l.Streams < 0 || l.Message < 0 || l.Batch < 0 || l.Total < 0 || l.Read < 0 || l.Deadline < 0 || l.Idle < 0 || c.Drain < 0 || c.Linger < 0:
 		return fmt.Errorf("api: limits: %w: not negative", revocation.ErrInvalid)
 	}
 	or(&l.Connections, 10_000)
@@ -189,7 +191,7 @@ func (s *Server) route() {
 	s.mux.HandleFunc("GET "+filterPath, s.filter)
 }
 
-// Serve answers on a listener until ctx ends: then it stops accepting and tells streams to end, gives calls the time
+// Serve answers on a listener until ctx ends: then it is not ready and tells streams to end, stops accepting after Config.Linger, gives calls the time
 // of Config.Drain, and returns nil when all have ended. It closes ln. It may be called once.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	l := s.cfg.Limits
@@ -223,6 +225,13 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		close(s.stopping)
 	case <-ctx.Done():
 		close(s.stopping)
+		linger := time.NewTimer(s.cfg.Linger)
+		defer linger.Stop()
+		select {
+		case <-linger.C:
+		case err := <-failed:
+			failed <- err
+		}
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Drain)
 		defer cancel()
 		if srv.Shutdown(drain) != nil {

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
@@ -55,6 +56,10 @@ type AgentConfig struct {
 	TLS     TLSConfig
 	Cluster ClusterConfig
 
+	ShutdownDelay time.Duration    // how long the front goes on, not ready, when the agent ends
+	Reload        <-chan os.Signal // each makes the agent read its files anew; nil: never
+	Supervisor    Supervisor
+
 	Logger hclog.Logger // nil: none
 	Stdout io.Writer    // where the addresses and first commands go; nil: nowhere
 }
@@ -64,6 +69,9 @@ const (
 	durabilityDisk   = "disk"
 	durabilityMemory = "memory"
 )
+
+// maxShutdownDelay is less than what supervisors wait for before they kill.
+const maxShutdownDelay = time.Minute
 
 // validName: a node's name is a directory.
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -104,6 +112,8 @@ func (c *AgentConfig) validate() error {
 		return c.TLS.validate()
 	case c.Cluster.validate(c.Dev) != nil:
 		return c.Cluster.validate(c.Dev)
+	case c.ShutdownDelay < 0 || c.ShutdownDelay > maxShutdownDelay:
+		return fmt.Errorf("--shutdown-delay: out of range: 0 to %s", maxShutdownDelay)
 	case c.MaxRecords < 0:
 		return errors.New("--max-records: out of range: not negative")
 	case c.MaxMemory < 0:
@@ -207,7 +217,7 @@ func (a *agent) assemble(ctx context.Context) error {
 		serverTLS = a.tls.ServerConfig()
 	}
 	a.server, err = api.New(api.Config{
-		TLS: serverTLS, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
+		TLS: serverTLS, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
 		Identity: a.tellIdentity, OtherKeys: a.otherKeys, Leave: sync.OnceFunc(func() { close(a.left) }),
 	})
 	if err != nil {
@@ -276,6 +286,19 @@ func (a *agent) run(ctx context.Context) error {
 	if a.tls != nil {
 		g.Go(func() error { return a.tls.Run(below) })
 	}
+	g.Go(func() error { a.reloads(below); return nil })
+	g.Go(func() error {
+		supervise(below, a.cfg.Supervisor.watchdog, a.node, a.tell)
+		return nil
+	})
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			a.tell("STOPPING=1")
+		case <-below.Done():
+		}
+		return nil
+	})
 	front, stopFront := context.WithCancel(ctx)
 	defer stopFront()
 	defer context.AfterFunc(below, stopFront)() // a node that failed takes the front with it

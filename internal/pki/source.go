@@ -83,6 +83,23 @@ func (s *Source) NotAfter() time.Time { return s.current.Load().end }
 func (s *Source) Reload() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	m, err := s.read()
+	if m != nil {
+		s.current.Store(m)
+	}
+	return err
+}
+
+// Check says whether [Source.Reload] would take the files as they are now. It changes nothing.
+func (s *Source) Check() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.read()
+	return err
+}
+
+// read returns what the files have, or nil if that is what is in force.
+func (s *Source) read() (*material, error) {
 	var files [3][]byte
 	for i, path := range []string{s.cfg.CA, s.cfg.Cert, s.cfg.Key} {
 		if path == "" {
@@ -90,23 +107,22 @@ func (s *Source) Reload() error {
 		}
 		b, err := readFile(path)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		files[i] = b
 	}
 	old := s.current.Load()
 	if old != nil && slices.EqualFunc(old.files[:], files[:], bytes.Equal) {
-		return nil
+		return nil, nil
 	}
 	m, err := s.parse(files)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if old != nil && old.id != m.id {
-		return fmt.Errorf("%s: %w: it was of %s and now is of %s; that needs a restart", s.cfg.Cert, ErrWrongPeer, old.id, m.id)
+		return nil, fmt.Errorf("%s: %w: it was of %s and now is of %s; that needs a restart", s.cfg.Cert, ErrWrongPeer, old.id, m.id)
 	}
-	s.current.Store(m)
-	return nil
+	return m, nil
 }
 
 func (s *Source) parse(files [3][]byte) (*material, error) {

@@ -1,0 +1,347 @@
+package replication
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"testing"
+	"time"
+)
+
+// table is the least store: the later of two values under a key wins.
+type table struct {
+	records map[Key]Record
+	dots    map[Key]Dot
+	refuse  func(*Record) error
+}
+
+func newTable() *table { return &table{records: map[Key]Record{}, dots: map[Key]Dot{}} }
+
+func (t *table) Merge(r *Record, d Dot, _ Now, _ bool) (Merged, error) {
+	if t.refuse != nil {
+		if err := t.refuse(r); err != nil {
+			return Merged{}, err
+		}
+	}
+	if old, ok := t.records[r.Key()]; ok && bytes.Compare(old[16:], r[16:]) >= 0 {
+		return Merged{}, nil
+	}
+	t.records[r.Key()], t.dots[r.Key()] = *r, d
+	return Merged{Changed: true, Unnamed: d.Index() == 0}, nil
+}
+
+func (t *table) Held(r *Record, _ Now) (Record, Dot, bool) {
+	held, ok := t.records[r.Key()]
+	return held, t.dots[r.Key()], ok
+}
+
+func (t *table) Scan(from Key, budget int, _ Now, keep func(Dot) bool, fn func(*Record, Dot) bool) (Key, bool) {
+	var keys []Key
+	for k := range t.records {
+		if !k.less(from) {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, func(a, b Key) int {
+		if a.less(b) {
+			return -1
+		}
+		return 1
+	})
+	for i, k := range keys {
+		r := t.records[k]
+		if budget--; budget < 0 {
+			return k, true
+		}
+		if keep(t.dots[k]) && !fn(&r, t.dots[k]) {
+			if i+1 == len(keys) {
+				return Key{}, false
+			}
+			return keys[i+1], true
+		}
+	}
+	return Key{}, false
+}
+
+func (t *table) Each(from Key, budget int, now Now, fn func(*Record, Dot)) (Key, bool) {
+	return t.Scan(from, budget, now, func(Dot) bool { return true }, func(r *Record, d Dot) bool { fn(r, d); return true })
+}
+
+func (t *table) Definition(uint64) []byte     { return nil }
+func (t *table) Define(_ []byte, _ Now) error { return nil }
+func testConfig(name string) Config {
+	n := uint64(1)
+	return Config{
+		Name: name, AuditEvery: -1,
+		Digest:       func(r *Record) uint64 { return binary.BigEndian.Uint64(r[:]) },
+		Deadline:     func(*Record) uint32 { return math.MaxUint32 - 1 },
+		DefinitionID: func(*Record) uint64 { return 0 },
+		Random:       func() uint64 { n = n*6364136223846793005 + 1442695040888963407; return n >> 1 },
+	}
+}
+
+func testRecord(key, value uint64) (r Record) {
+	binary.BigEndian.PutUint64(r[:], key*0x9e3779b97f4a7c15)
+	binary.BigEndian.PutUint64(r[8:], key)
+	binary.BigEndian.PutUint64(r[16:], value)
+	return r
+}
+
+// pair is two replicas and the session between them, without a network.
+type pair struct {
+	t     testing.TB
+	r     [2]*Replica
+	store [2]*table
+	own   [2]uint32
+	next  [2]uint64
+	now   Now
+	out   []Outputs // of the last exchange
+	ended error
+}
+
+func newPair(t testing.TB, change func(side int, c *Config)) *pair {
+	p := &pair{t: t, now: Now{Mono: time.Hour, Wall: 1_800_000_000_000, Guarded: 1_800_000_000_000}}
+	for i := range 2 {
+		cfg := testConfig(string(rune('a' + i)))
+		if change != nil {
+			change(i, &cfg)
+		}
+		p.store[i] = newTable()
+		r, err := New(cfg, p.store[i], nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.r[i] = r
+		if !cfg.Client {
+			if p.own[i], err = r.NewOrigin(MakeOrigin(uint64(i+1)<<20, Urgent)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.next[i] = 1
+	}
+	p.step(0, Connected{Peer: 1, Name: p.r[1].cfg.Name, Client: p.r[1].cfg.Client})
+	p.step(1, Connected{Peer: 1, Name: p.r[0].cfg.Name, Client: p.r[0].cfg.Client})
+	p.exchange(50 * time.Millisecond)
+	return p
+}
+
+// step carries out an event; what is given to the journal is durable at once.
+func (p *pair) step(side int, e Event) {
+	out := p.r[side].Step(p.now, e)
+	if len(out.Close) > 0 {
+		p.ended = out.Close[0].Err
+	}
+	token := uint64(0)
+	for _, j := range out.Journal {
+		token = j.Token
+	}
+	if token > 0 {
+		p.step(side, Journaled{token})
+	}
+}
+
+// exchange passes messages for a while.
+func (p *pair) exchange(d time.Duration) {
+	for end := p.now.Mono + d; p.now.Mono < end; p.now.Mono += time.Millisecond {
+		for side := range 2 {
+			p.step(side, Tick{})
+			for {
+				b := p.r[side].Fill(p.now, 1, nil)
+				if len(b) == 0 {
+					break
+				}
+				if len(b) > MaxMessage {
+					p.t.Fatalf("a message of %d bytes", len(b))
+				}
+				p.step(1-side, Received{1, b})
+			}
+		}
+	}
+}
+
+func (p *pair) write(side int, records ...Record) {
+	for i := range records {
+		if _, err := p.store[side].Merge(&records[i], MakeDot(p.own[side], p.next[side]+uint64(i)), p.now, true); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	first := p.next[side]
+	p.next[side] += uint64(len(records))
+	p.step(side, Written{Index: p.own[side], First: first, Records: records})
+}
+
+// frames builds messages as a peer would.
+func frames(fn func(w *writer)) []byte {
+	w := &writer{}
+	fn(w)
+	return w.b
+}
+
+// Votes count under one configuration, and only those of voters (guarantees 1, rule 3).
+func TestVotesCountUnderOneConfiguration(t *testing.T) {
+	names := []string{"a", "b"}
+	for _, c := range []struct {
+		name    string
+		hash    uint64
+		votes   bool
+		counts  bool
+		mutant  string
+		mutated bool
+	}{
+		{name: "the same voters", hash: 7, votes: true, counts: true},
+		{name: "other voters", hash: 8, votes: true, mutant: "other-hash"},
+		{name: "no voter", hash: 7, votes: false, mutant: "non-voters"},
+	} {
+		for _, mutated := range []bool{false, true} {
+			if mutated && c.mutant == "" {
+				continue
+			}
+			p := newPair(t, func(_ int, cfg *Config) {
+				if mutated {
+					cfg.Mutant = func(name string) bool { return name == c.mutant }
+				}
+			})
+			p.step(0, SetVoters{Voters{1, 7, names}, true})
+			p.step(1, SetVoters{Voters{1, c.hash, names}, c.votes})
+			p.write(0, testRecord(1, 1))
+			p.exchange(3 * time.Second)
+			confirmed := len(p.r[0].Confirmed(p.own[0], 1)) == 1
+			_, all := p.r[0].FreshSince()
+			if want := c.counts || mutated; confirmed != want || (all != never) != want {
+				t.Errorf("%s, rule left out %v: confirmed %v, a view of all %v", c.name, mutated, confirmed, all != never)
+			}
+		}
+	}
+}
+
+// A record that the store refuses holds the vector, and what follows over the hole does not raise it.
+func TestRefusedRecordHoldsTheVector(t *testing.T) {
+	for _, mutant := range []string{"", "raise-early"} {
+		p := newPair(t, func(side int, c *Config) {
+			if side == 1 && mutant != "" {
+				c.Mutant = func(name string) bool { return name == mutant }
+			}
+		})
+		full := errors.New("full")
+		p.store[1].refuse = func(r *Record) error {
+			if *r == testRecord(3, 1) {
+				return full
+			}
+			return nil
+		}
+		for k := range uint64(5) {
+			p.write(0, testRecord(k+1, 1))
+			p.exchange(2 * time.Millisecond)
+		}
+		v := p.r[1].Vector()
+		if held := len(v) == 1 && v[0].Number == 2; held != (mutant == "") {
+			t.Errorf("without %q: the vector is %v", mutant, v)
+		}
+		if mutant != "" {
+			continue
+		}
+		if p.r[1].Stats().Refused == 0 || !errors.Is(p.r[1].Stats().LastRefused, full) {
+			t.Errorf("%+v", p.r[1].Stats())
+		}
+		p.store[1].refuse = nil
+		p.exchange(3 * time.Second)
+		if v := p.r[1].Vector(); len(v) != 1 || v[0].Number != 5 {
+			t.Errorf("not level when there is room: %v", v)
+		}
+	}
+}
+
+// A missing definition ends the session; the next one brings it.
+func TestMissingDefinitionEndsTheSession(t *testing.T) {
+	p := newPair(t, nil)
+	p.store[1].refuse = func(*Record) error { return fmt.Errorf("%w: 7", ErrDefinition) }
+	p.write(0, testRecord(1, 1))
+	p.exchange(10 * time.Millisecond)
+	if !errors.Is(p.ended, ErrDefinition) {
+		t.Fatal(p.ended)
+	}
+}
+
+// A session begins with what the peer lacks, and not with the whole log.
+func TestReconnectSendsOnlyWhatIsMissing(t *testing.T) {
+	p := newPair(t, nil)
+	for k := range uint64(1000) {
+		p.write(0, testRecord(k, 1))
+	}
+	p.exchange(20 * time.Millisecond)
+	p.step(0, Disconnected{1})
+	p.step(1, Disconnected{1})
+	p.write(0, testRecord(5000, 1), testRecord(5001, 1))
+	sent := p.r[0].Stats().Sent
+	p.step(0, Connected{Peer: 1, Name: "b"})
+	p.step(1, Connected{Peer: 1, Name: "a"})
+	p.exchange(50 * time.Millisecond)
+	if n := p.r[0].Stats().Sent - sent; n != 2 || p.r[1].Stats().Duplicates != 0 {
+		t.Errorf("%d records were sent again", n)
+	}
+}
+
+// A client says nothing about anybody but itself.
+func TestClientIsBelievedAboutItselfOnly(t *testing.T) {
+	p := newPair(t, func(side int, c *Config) { c.Client = side == 1 })
+	p.write(0, testRecord(1, 1))
+	p.exchange(20 * time.Millisecond)
+	p.step(0, Received{1, frames(func(w *writer) {
+		w.origin(&origin{Origin: Origin{Index: 1, ID: p.r[0].own[Urgent].ID, Node: "a", Sealed: 1, Expires: 1}})
+		w.origin(&origin{Origin: Origin{Index: 2, ID: 12345, Node: "x"}})
+		w.frame(frameVector)
+		w.uint(2)
+		for ref := range uint64(2) {
+			w.uint(ref + 1)
+			w.uint(1 << 30)
+			w.uint(1 << 30)
+		}
+		w.end()
+	})})
+	out := p.r[0].Step(p.now, Tick{})
+	if p.ended != nil || out.Fence || len(p.r[0].Origins()) != 1 || p.r[0].Origins()[0].Sealed != 0 || len(p.r[0].Confirmed(p.own[0], 1)) != 0 || len(p.r[0].Barrier([]string{"b"})) != 0 || p.r[0].Stats().Behind != 0 {
+		t.Errorf("%v %+v %+v", p.ended, p.r[0].Origins(), p.r[0].Stats())
+	}
+	p.step(0, Received{1, frames(func(w *writer) {
+		w.frame(frameDefine)
+		w.uint(1)
+		w.end()
+	})})
+	if !errors.Is(p.ended, ErrProtocol) {
+		t.Errorf("a client defines: %v", p.ended)
+	}
+}
+
+// Another key, another name, no hello.
+func TestIncompatiblePeers(t *testing.T) {
+	for name, message := range map[string][]byte{
+		"another key":  frames(func(w *writer) { w.hello(hello{1, 99, "b", Incarnation{}, 1, false}) }),
+		"another name": frames(func(w *writer) { w.hello(hello{1, 0, "c", Incarnation{}, 1, false}) }),
+		"this name":    frames(func(w *writer) { w.hello(hello{1, 0, "a", Incarnation{}, 1, false}) }),
+		"version 0":    frames(func(w *writer) { w.hello(hello{0, 0, "b", Incarnation{}, 1, false}) }),
+		"no hello":     frames(func(w *writer) { w.frame(frameProbe); w.uint(1); w.end() }),
+	} {
+		r, err := New(testConfig("a"), newTable(), nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Step(Now{}, Connected{Peer: 1, Name: "b"})
+		if out := r.Step(Now{}, Received{1, message}); len(out.Close) != 1 || !errors.Is(out.Close[0].Err, ErrIncompatible) && !errors.Is(out.Close[0].Err, ErrProtocol) {
+			t.Errorf("%s: %v", name, out.Close)
+		}
+	}
+}
+
+// Frames of a later version are passed over.
+func TestUnknownFrameIsPassedOver(t *testing.T) {
+	p := newPair(t, nil)
+	p.step(0, Received{1, frames(func(w *writer) { w.frame(200); w.uint(5); w.end() })})
+	p.write(1, testRecord(1, 1))
+	p.exchange(10 * time.Millisecond)
+	if p.ended != nil || len(p.store[0].records) != 1 {
+		t.Error(p.ended)
+	}
+}

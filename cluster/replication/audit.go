@@ -27,7 +27,9 @@ type sums struct {
 	cut     []uint64 // by index
 	at      Key
 	done    bool
+	dirty   bool // leaves are of an earlier audit
 	began   time.Duration
+	heard   time.Duration // of a served one
 	leaves  [auditLeaves]uint64
 }
 
@@ -53,6 +55,10 @@ func (s *sums) add(r *Replica) {
 	if s.done {
 		return
 	}
+	if s.dirty {
+		clear(s.leaves[:])
+	}
+	s.dirty = false
 	next, more := r.store.Each(s.at, auditPiece, r.now, func(rec *Record, d Dot) {
 		if s.covers(d, r.cfg.Deadline(rec)) {
 			s.leaves[leafOf(rec.Key())] += r.cfg.Digest(rec)
@@ -82,11 +88,14 @@ func (r *Replica) runAudit() {
 	if s := r.served; s != nil {
 		wasDone := s.done
 		s.add(r)
+		if !wasDone {
+			s.heard = r.now.Mono
+		}
 		if s.done && !wasDone {
 			r.sendSums(s.peer, s.id, 0, s.top())
 		}
 		if r.now.Mono > s.began+auditLife {
-			r.served = nil
+			r.endServed()
 		}
 	}
 	a := r.audit
@@ -113,13 +122,14 @@ func (r *Replica) beginAudit() {
 	r.auditAt = r.now.Mono + r.cfg.AuditEvery + time.Duration(r.cfg.Random()%uint64(r.cfg.AuditEvery/4+1))
 	var best *peer
 	for _, p := range r.order {
-		if p.hello && !p.client && (best == nil || r.lastAudit(p) < r.lastAudit(best)) {
+		if p.hello && !p.client && (best == nil || max(p.auditAt, r.lastAudit(p)) < max(best.auditAt, r.lastAudit(best))) {
 			best = p
 		}
 	}
 	if best == nil {
 		return
 	}
+	best.auditAt = r.now.Mono
 	best.probeID++
 	s := &sums{id: best.probeID, peer: best, horizon: uint32(max(0, r.now.Guarded/1000)) + auditAhead, began: r.now.Mono}
 	s.cut = make([]uint64, len(r.reg.list))
@@ -157,17 +167,37 @@ func (r *Replica) lastAudit(p *peer) time.Duration {
 }
 
 func (r *Replica) receiveAudit(p *peer, f *reader) {
-	s := &sums{id: f.uint(), peer: p, horizon: uint32(f.limited(1<<32 - 1)), began: r.now.Mono}
-	s.cut = make([]uint64, len(r.reg.list))
+	id, horizon := f.uint(), uint32(f.limited(1<<32-1))
+	s := r.served
+	switch {
+	case r.cfg.Client || r.cfg.AuditEvery < 0:
+		return
+	case s == nil:
+		if s = r.spare; s == nil {
+			s = new(sums)
+		}
+	case s.peer != p && r.now.Mono < s.heard+auditPending:
+		return // it is asked again
+	}
+	cut := grow(s.cut[:0], uint32(len(r.reg.list)-1))
+	clear(cut)
 	for range f.count(9) {
-		id, n := OriginID(f.fixed()), f.limited(MaxNumber)
-		if o := r.reg.byID[id]; o != nil {
-			s.cut[o.Index] = min(n, o.applied)
+		origin, n := OriginID(f.fixed()), f.limited(MaxNumber)
+		if o := r.reg.byID[origin]; o != nil {
+			cut[o.Index] = min(n, o.applied)
 		}
 	}
-	if f.err == nil && !r.cfg.Client && (r.served == nil || r.served.peer == p) {
-		r.served = s
+	if f.err != nil {
+		return
 	}
+	s.id, s.peer, s.horizon, s.cut, s.at, s.done, s.dirty, s.began, s.heard = id, p, horizon, cut, Key{}, false, true, r.now.Mono, r.now.Mono
+	r.served, r.spare = s, nil
+}
+
+// endServed keeps the sums for the next audit: they are large.
+func (r *Replica) endServed() {
+	r.served.peer = nil
+	r.served, r.spare = nil, r.served
 }
 
 func (r *Replica) sendSums(p *peer, id uint64, node uint64, list []uint64) {
@@ -203,6 +233,7 @@ func (r *Replica) receiveSums(p *peer, f *reader) {
 	if s == nil || s.peer != p || s.id != id || !s.done {
 		return
 	}
+	s.heard = r.now.Mono
 	first := int(node-1) * auditNodes
 	sent := 0
 	for i, v := range list {

@@ -30,7 +30,7 @@ func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
 	}
 	if len(p.out) > 0 {
 		w.b = append(w.b, p.out...)
-		p.out = p.out[:0]
+		p.out, p.answers, p.controls = p.out[:0], 0, 0
 	}
 	for _, lane := range [lanes]Lane{Urgent, Bulk} {
 		for len(w.b)-start < fillTarget && r.fillLane(w, p, lane) {

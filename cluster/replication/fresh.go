@@ -42,9 +42,10 @@ func (r *Replica) probe(p *peer, every time.Duration) {
 
 func (r *Replica) receiveProbe(p *peer, f *reader) {
 	id := f.uint()
-	if f.err != nil || r.cfg.Client {
-		return
+	if f.err != nil || r.cfg.Client || p.answers == maxProbes {
+		return // nobody asks more at a time
 	}
+	p.answers++
 	p.say(func(w *writer) {
 		// In this order: under which voters, up to where, and that this answers.
 		r.fillVoters(w, p)
@@ -138,18 +139,22 @@ func (r *Replica) lookUp(p *peer) {
 // receiveVoters: from here on the peer acknowledges and answers under this configuration.
 func (r *Replica) receiveVoters(p *peer, f *reader) {
 	p.hash, p.votes = f.fixed(), f.flag()
-	v := Voters{Hash: p.hash, Number: f.uint(), Names: make([]string, 0, 8)}
+	v := Voters{Hash: p.hash, Number: f.uint()}
 	n := f.count(1)
 	if n > maxVoters {
 		f.fail("too many voters")
 		return
 	}
+	r.out.Acks, r.out.Views = true, true
+	// Nodes agree on their voters among themselves; a client follows whoever knows the latest.
+	if !r.cfg.Client || v.Hash == r.voters.Hash || v.Number < r.voters.Number {
+		f.take(len(f.b))
+		return
+	}
 	for range n {
 		v.Names = append(v.Names, f.string(maxName))
 	}
-	r.out.Acks, r.out.Views = true, true
-	// Nodes agree on their voters among themselves; a client follows whoever knows the latest.
-	if r.cfg.Client && f.err == nil && v.Hash != r.voters.Hash && v.Number >= r.voters.Number {
+	if f.err == nil {
 		r.setVoters(v, false)
 	}
 }

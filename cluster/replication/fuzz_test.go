@@ -71,7 +71,7 @@ func FuzzReceived(f *testing.F) {
 		if len(message) > maxMessage {
 			return
 		}
-		p := newPair(t, func(side int, c *Config) { c.Client = client && side == 1 })
+		p := newPair(t, func(side int, c *Config) { c.Client, c.AuditEvery = client && side == 1, time.Hour })
 		p.write(0, testRecord(1, 1), testRecord(2, 2))
 		p.exchange(20 * time.Millisecond)
 		if !client {
@@ -147,7 +147,7 @@ func TestAllocationOfRepeatedFrames(t *testing.T) {
 		if frameType(m[0]) == frameHello {
 			continue
 		}
-		p := newPair(t, nil)
+		p := newPair(t, func(_ int, c *Config) { c.AuditEvery = time.Hour })
 		p.write(0, testRecord(1, 1))
 		p.exchange(20 * time.Millisecond)
 		p.step(0, Received{1, frames(func(w *writer) {

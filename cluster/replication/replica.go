@@ -26,6 +26,7 @@ const (
 	maxJournaled  = 4096            // records in one write
 	maxVoters     = 256
 	maxUnknown    = 1024
+	maxControls   = 256      // in a message
 	scanWindow    = 32_768   // scanned records on their way to a peer
 	scanFrame     = 512      // and in a frame
 	fillTarget    = 64 << 10 // about how large a message gets
@@ -68,6 +69,7 @@ type Replica struct {
 	audit   *audit
 	audits  map[string]time.Duration // last one that found no difference, by peer
 	served  *sums
+	spare   *sums // of audits that were served
 	auditAt time.Duration
 
 	cloned    bool // noticed in this step
@@ -113,6 +115,8 @@ type peer struct {
 	out      []byte // small frames that wait
 	pulls    []pull
 	woken    bool
+	answers  int // in out
+	controls int // likewise
 	vectorAt time.Duration
 	version  uint64 // of the vector that it was sent
 
@@ -128,6 +132,7 @@ type peer struct {
 	caught    uint64
 	probeID   uint64
 	probeAt   time.Duration
+	auditAt   time.Duration // when it was last asked for one
 	sample    sample
 
 	scan      *serving // what we send it
@@ -245,7 +250,8 @@ func (r *Replica) Step(now Now, e Event) *Outputs {
 	case SetVoters:
 		r.setVoters(e.Voters, e.Self)
 	case SendControl:
-		if p := r.peers[e.Peer]; p != nil && len(p.out)+len(e.Message) < maxOut && len(e.Message) <= maxControl {
+		if p := r.peers[e.Peer]; p != nil && len(p.out)+len(e.Message) < maxOut && len(e.Message) <= maxControl && p.controls < maxControls {
+			p.controls++
 			w := writer{b: p.out}
 			w.frame(frameControl)
 			w.b = append(w.b, e.Message...)
@@ -302,7 +308,7 @@ func (r *Replica) disconnect(id PeerID) {
 		r.audit = nil
 	}
 	if r.served != nil && r.served.peer == p {
-		r.served = nil
+		r.endServed()
 	}
 	for _, o := range r.reg.list {
 		if o != nil && o.asked == id {
@@ -515,6 +521,9 @@ func (r *Replica) frame(p *peer, t frameType, f *reader) error {
 	case frameAnswer:
 		r.receiveAnswer(p, f)
 	case frameControl:
+		if len(r.out.Control) == maxControls {
+			return fmt.Errorf("%w: more than %d control messages at once", ErrProtocol, maxControls)
+		}
 		if len(f.b) > maxControl {
 			return fmt.Errorf("%w: a control message of %d bytes, limit %d", ErrProtocol, len(f.b), maxControl)
 		}

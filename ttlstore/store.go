@@ -475,7 +475,7 @@ func (s *Store) Range(from Key, fn func(Item) bool) {
 
 // Select is Range over the items that keep says yes to, in pieces: it goes on until fn returns false or, at the end of a shard, it has looked at
 // budget items, and returns the key to go on from; more is false at the end. keep runs under a lock: it must be
-// brief and must not call the store.
+// brief and must not call the store; of the key's low half it sees only a part.
 func (s *Store) Select(from Key, budget int, keep func(*Item) bool, fn func(Item) bool) (next Key, more bool) {
 	var list []Item
 	for n := s.shardOf(from); n < len(s.shards); n++ {

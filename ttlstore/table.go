@@ -166,6 +166,21 @@ func (t *table) unlink(k Key, number uint32) {
 	}
 }
 
+// tag returns what the slot of a number has of its key's low half.
+func (t *table) tag(k Key, number uint32) uint64 {
+	for b := t.bucket(k); ; {
+		slots := (*[perBucket]uint64)(t.slots[b*perBucket:])
+		for i := range slots {
+			if w := atomic.LoadUint64(&slots[i]); w&numberMask == uint64(number+1) {
+				return w & tagMask
+			}
+		}
+		if b++; b == t.buckets {
+			b = 0
+		}
+	}
+}
+
 // key returns the key of a slot that is not empty.
 func (t *table) key(w uint64) Key {
 	k := t.item(uint32(w&numberMask) - 1).get().Key
@@ -205,26 +220,58 @@ func (s *Store) each(n int, fn func(*Item)) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	t := s.tables[n].Load()
+	var it Item // one for all: it escapes
 	for i := range t.slots {
 		w := atomic.LoadUint64(&t.slots[i])
 		if w&numberMask == 0 {
 			continue
 		}
-		it := t.item(uint32(w&numberMask) - 1).get()
+		it = t.item(uint32(w&numberMask) - 1).get()
 		it.Lo |= w & tagMask
 		fn(&it)
 	}
 }
 
+// choose is collect in the order in which items lie in memory: most are looked at and left.
+func (s *Store) choose(n int, from Key, list []Item, keep func(*Item) bool) ([]Item, int) {
+	sh := &s.shards[n]
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	t := s.tables[n].Load()
+	looked := 0
+	var it Item // one for all: it escapes
+	for number := range sh.next {
+		r := t.item(number)
+		if !r.used() {
+			continue
+		}
+		looked++
+		it = r.get()
+		if it.Hi < from.Hi || !keep(&it) {
+			continue
+		}
+		it.Lo |= t.tag(it.Key, number)
+		if it.Compare(from) >= 0 {
+			list = append(list, it)
+		}
+	}
+	return list, looked
+}
+
 // collect appends the items of a shard from a key on that keep, if it is not nil, says yes to, in order. It returns how many it has looked at.
+// What keep sees has only a part of the key's low half.
 func (s *Store) collect(n int, from Key, list []Item, keep func(*Item) bool) ([]Item, int) {
 	looked := 0
-	s.each(n, func(it *Item) {
-		looked++
-		if it.Compare(from) >= 0 && (keep == nil || keep(it)) {
-			list = append(list, *it)
-		}
-	})
+	if keep == nil {
+		s.each(n, func(it *Item) {
+			looked++
+			if it.Compare(from) >= 0 {
+				list = append(list, *it)
+			}
+		})
+	} else {
+		list, looked = s.choose(n, from, list, keep)
+	}
 	slices.SortFunc(list, func(a, b Item) int { return a.Compare(b.Key) })
 	return list, looked
 }

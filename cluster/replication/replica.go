@@ -11,6 +11,7 @@ import (
 // Intervals that nobody needs to change.
 const (
 	pullTimeout   = 250 * time.Millisecond // before another peer is asked
+	pullFew       = 4096                   // more than that is not asked for soon: it is on its way, and would come twice
 	refusedRetry  = time.Second            // after the store has refused a record
 	originsEvery  = time.Minute            // how often origins that nothing refers to are looked for
 	dropAfter     = 2 * 60 * 60            // seconds behind the latest deadline of an origin's records
@@ -69,7 +70,8 @@ type Replica struct {
 	audit   *audit
 	audits  map[string]time.Duration // last one that found no difference, by peer
 	served  *sums
-	spare   *sums // of audits that were served
+	spare   *sums  // of audits that were served
+	scratch []byte // records with their dots, within one step
 	auditAt time.Duration
 
 	cloned    bool // noticed in this step
@@ -913,11 +915,13 @@ func (r *Replica) chaseOne(o *origin) bool {
 	}
 	var best *peer
 	more, direct, n := false, false, uint64(0)
+	behind := uint64(0)
 	for _, p := range r.order {
 		if !p.hello || p.client || at(p.applied, o.Index) <= o.applied {
 			continue
 		}
 		more = true
+		behind = max(behind, at(p.applied, o.Index)-o.applied)
 		if at(p.below, o.Index) > o.applied+1 {
 			continue // only a scan helps there
 		}
@@ -930,6 +934,13 @@ func (r *Replica) chaseOne(o *origin) bool {
 			best = p
 		}
 	}
+	wait := r.cfg.PullAfter
+	switch {
+	case behind > pullFew && direct:
+		wait = pullTimeout
+	case behind <= pullFew && !direct:
+		wait = 0
+	}
 	switch {
 	case !more || o.own:
 		return false
@@ -939,7 +950,7 @@ func (r *Replica) chaseOne(o *origin) bool {
 			r.startScan()
 		}
 	case o.asked != 0 && r.now.Mono < o.askedAt.Mono+pullTimeout:
-	case direct && r.now.Mono < o.since.Mono+r.cfg.PullAfter: // its node is about to send it
+	case r.now.Mono < o.since.Mono+wait: // its node is about to send it
 	case r.cfg.Client && !o.refused && r.now.Mono < o.since.Mono+pullTimeout: // so is the node of a client
 	default:
 		o.asked, o.askedAt, o.askedTo = best.id, r.now, at(best.applied, o.Index)

@@ -254,12 +254,12 @@ func (r *Replica) receiveScanBegin(p *peer, f *reader) {
 // receiveScanned merges records of a scan. The vector stays where it is.
 func (r *Replica) receiveScanned(p *peer, f *reader) error {
 	id := f.uint()
-	const size = RecordSize + 8
-	b := f.take(len(f.b))
-	if f.err != nil || len(b)%size != 0 {
+	b := f.scanned(r.scratch[:0])
+	r.scratch = b
+	if f.err != nil {
 		return fmt.Errorf("%w: scanned records", ErrProtocol)
 	}
-	p.gotScan += uint64(len(b) / size)
+	p.gotScan += uint64(len(b) / entrySize)
 	if p.gotScan >= p.saidScan+scanWindow/4 { // also for a scan that was given up: it ends sooner
 		p.saidScan = p.gotScan
 		p.say(func(w *writer) {
@@ -293,10 +293,8 @@ func (r *Replica) receiveScanned(p *peer, f *reader) error {
 
 // mergeAll merges records with dots and returns the last one.
 func (r *Replica) mergeAll(p *peer, b []byte) (last *Record, err error) {
-	const size = RecordSize + 8
-	var records []Record
-	var dots []Dot
-	for ; len(b) > 0; b = b[size:] {
+	records, dots := make([]Record, 0, len(b)/entrySize), make([]Dot, 0, len(b)/entrySize)
+	for ; len(b) > 0; b = b[entrySize:] {
 		rec := (*Record)(b)
 		theirs := dotOf(b[RecordSize:])
 		var d Dot // of an origin that has been forgotten: its content still counts
@@ -342,8 +340,7 @@ func (r *Replica) fillScan(w *writer, p *peer) {
 	if s == nil || p.scanSent >= p.scanTaken+scanWindow {
 		return
 	}
-	var found []byte
-	n := 0
+	found, n := r.scratch[:0], 0
 	next, more := r.store.Scan(s.from, scanBudget, r.now, func(d Dot) bool {
 		o := r.reg.get(d.Index())
 		if o != nil && r.without("scan-upper-bound") && d.Number() > at(s.bound, d.Index()) {
@@ -364,9 +361,10 @@ func (r *Replica) fillScan(w *writer, p *peer) {
 		n++
 		return n < r.cfg.ScanPiece
 	})
-	for len(found) > scanFrame*(RecordSize+8) {
-		w.scanned(s.id, found[:scanFrame*(RecordSize+8)])
-		found = found[scanFrame*(RecordSize+8):]
+	r.scratch = found
+	for len(found) > scanFrame*entrySize {
+		w.scanned(s.id, found[:scanFrame*entrySize])
+		found = found[scanFrame*entrySize:]
 	}
 	w.scanned(s.id, found)
 	p.scanSent += uint64(n)
@@ -379,11 +377,4 @@ func (r *Replica) fillScan(w *writer, p *peer) {
 		p.scan = nil
 		r.serving--
 	}
-}
-
-func (w *writer) scanned(id uint64, records []byte) {
-	w.frame(frameScanned)
-	w.uint(id)
-	w.records(records)
-	w.end()
 }

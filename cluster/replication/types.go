@@ -104,7 +104,7 @@ type Store interface {
 	// Held returns what is held under the key of r.
 	Held(r *Record, now Now) (Record, Dot, bool)
 	// Scan calls fn in key order for live records from a key on for whose dots keep says yes, until fn returns false or it has looked at
-	// about budget of them, and returns the key to go on from; more is false at the end.
+	// about budget of them, and returns the key to go on from; more is false at the end. fn keeps no pointer.
 	Scan(from Key, budget int, now Now, keep func(Dot) bool, fn func(*Record, Dot) bool) (next Key, more bool)
 	// Each is Scan without order: for sums.
 	Each(from Key, budget int, now Now, fn func(*Record, Dot)) (next Key, more bool)

@@ -19,7 +19,7 @@ const (
 	frameBelow     frameType = 7  // id 8 of the origin, floor: the log begins above it
 	frameScan      frameType = 8  // scan, from 16, to 16
 	frameScanBegin frameType = 9  // scan, accepted 1, vector: n, n times ref, applied
-	frameScanned   frameType = 10 // scan, n times record and dot 8 with the sender's ref
+	frameScanned   frameType = 10 // scan, n times a record: see scanned
 	frameScanEnd   frameType = 11 // scan
 	frameProbe     frameType = 12 // probe
 	frameAnswer    frameType = 13 // probe, wall, guarded time, n, n times age of the view of a voter in milliseconds + 1, 0: none
@@ -187,3 +187,44 @@ func (r *reader) hello() (h hello) {
 }
 
 func dotOf(b []byte) Dot { return Dot(binary.BigEndian.Uint64(b)) }
+
+// entrySize is a record and its dot, as they lie side by side in memory.
+const entrySize = RecordSize + 8
+
+// scanned writes records of a scan with their dots. Of each there are 1 byte with a bit for each 8 bytes that are those of the record before it,
+// the others, ref and number of its dot: less than it takes in the log.
+func (w *writer) scanned(id uint64, entries []byte) {
+	w.frame(frameScanned)
+	w.uint(id)
+	for before := new(Record); len(entries) > 0; entries = entries[entrySize:] {
+		at := len(w.b)
+		w.b = append(w.b, 0)
+		for i := 0; i < RecordSize; i += 8 {
+			if [8]byte(before[i:]) == [8]byte(entries[i:]) {
+				w.b[at] |= 1 << (i / 8)
+			} else {
+				w.b = append(w.b, entries[i:i+8]...)
+			}
+		}
+		d := dotOf(entries[RecordSize:])
+		w.uint(uint64(d.Index()))
+		w.uint(d.Number())
+		before = (*Record)(entries)
+	}
+	w.end()
+}
+
+// scanned appends the records that the rest of a frame holds, with their dots.
+func (r *reader) scanned(b []byte) []byte {
+	for rec := new(Record); len(r.b) > 0; {
+		same := r.byte()
+		for i := 0; i < RecordSize; i += 8 {
+			if same&(1<<(i/8)) == 0 {
+				copy(rec[i:i+8], r.take(8))
+			}
+		}
+		index, number := r.limited(1<<24-1), r.limited(MaxNumber)
+		b = putDot(append(b, rec[:]...), MakeDot(uint32(index), number))
+	}
+	return b
+}

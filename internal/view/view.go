@@ -62,10 +62,11 @@ func (s *Store) Held(rec *replication.Record, now replication.Now) (replication.
 
 // Scan returns live records in key order.
 func (s *Store) Scan(from replication.Key, budget int, now replication.Now, keep func(replication.Dot) bool, fn func(*replication.Record, replication.Dot) bool) (replication.Key, bool) {
+	var rec replication.Record // one for all: fn keeps none
 	next, more := s.Table.Select(revocation.Fingerprint(from), budget, now.Guarded,
 		func(dot uint64) bool { return keep(replication.Dot(dot)) },
 		func(r revocation.Record, dot uint64) bool {
-			rec := Encode(r)
+			rec = Encode(r)
 			return fn(&rec, replication.Dot(dot))
 		})
 	return replication.Key(next), more
@@ -73,8 +74,9 @@ func (s *Store) Scan(from replication.Key, budget int, now replication.Now, keep
 
 // Each returns live records in any order.
 func (s *Store) Each(from replication.Key, budget int, now replication.Now, fn func(*replication.Record, replication.Dot)) (replication.Key, bool) {
+	var rec replication.Record
 	next, more := s.Table.Each(revocation.Fingerprint(from), budget, now.Guarded, func(r revocation.Record, dot uint64) {
-		rec := Encode(r)
+		rec = Encode(r)
 		fn(&rec, replication.Dot(dot))
 	})
 	return replication.Key(next), more

@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,12 +16,15 @@ import (
 	"github.com/revokd/revokd/internal/app"
 )
 
+// agentSettings are the flags of an agent and what they set.
+type agentSettings struct {
+	cfg                       app.AgentConfig
+	durability, level, format choice
+	memory                    size
+	settings                  settings
+}
+
 func (c *cli) agentCommand() *cobra.Command {
-	cfg := app.AgentConfig{Version: version, Stdout: c.stdout, Command: programName()}
-	durability := choice{value: "disk", allowed: []string{"disk", "memory"}}
-	level := choice{value: "info", allowed: []string{"trace", "debug", "info", "warn", "error"}}
-	format := choice{value: "text", allowed: []string{"text", "json"}}
-	var memory size
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run a node",
@@ -33,97 +35,92 @@ With --dev nothing needs to be configured: the node makes its keys and an issuer
 mints, and keeps them and every revocation in the data directory. Without it --issuers says who issues the tokens and
 --key-file holds the fingerprint key.
 
-Each flag can be given in the environment: REVOKD_API_ADDR for --api-addr and so on. Flags win.`,
+Each flag can be given in the environment (REVOKD_API_ADDR for --api-addr and so on) and in the file that --config names. Flags win over the
+environment, that over the file. "revokd config" checks and prints what comes of it.`,
 		Example: `  revokd agent --dev
   revokd agent --issuers issuers.json --key-file fingerprint.key --data-dir /var/lib/revokd
   revokd agent --issuers issuers.json --key-file fingerprint.key --node-name n1 --api-addr 10.0.0.1:7950 \
     --tls-cert n1.crt --tls-key n1.key --tls-ca ca.crt`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			unknown, err := flagsFromEnv(cmd, c.environ)
-			if err != nil {
-				return err
-			}
-			if cfg.DataDir == "" {
-				if cfg.DataDir, err = defaultDataDir(c.getenv); err != nil {
-					return err
-				}
-			}
-			cfg.MaxMemory = int64(memory)
-			cfg.Durability = durability.value
-			cfg.Logger = hclog.New(&hclog.LoggerOptions{
-				Name: "revokd", Output: c.stderr, Level: hclog.LevelFromString(level.value), JSONFormat: format.value == "json",
-			})
-			for _, name := range unknown {
-				cfg.Logger.Warn("unknown environment variable", "name", name)
-			}
-			if cfg.Supervisor, err = app.SupervisorFromEnv(c.getenv, os.Getpid()); err != nil {
-				return err
-			}
-			reload := make(chan os.Signal, 1)
-			signal.Notify(reload, syscall.SIGHUP)
-			defer signal.Stop(reload)
-			cfg.Reload = reload
-			return app.Agent(cmd.Context(), cfg)
-		},
 	}
-	flags := cmd.Flags()
-	flags.SortFlags = false
-	flags.BoolVar(&cfg.Dev, "dev", false, "one node with nothing to configure, which mints tokens: to try things out")
-	flags.StringVar(&cfg.APIAddr, "api-addr", app.DefaultAPIAddr, "where to listen; beyond loopback only with TLS. Port 0 takes a free one, and so does --dev if the port is taken")
-	flags.StringVar(&cfg.DataDir, "data-dir", "", "where the data of the node lies, under its name (default $XDG_STATE_HOME/revokd, else ~/.local/state/revokd)")
-	flags.StringVar(&cfg.NodeName, "node-name", "", "name of the node (default dev with --dev, else the name of the host)")
-	choiceFlag(cmd, &durability, "durability", "disk: what was acknowledged survives; memory: it is gone with the process")
-	flags.StringVar(&cfg.IssuersFile, "issuers", "", `JSON file of the issuers: {"issuers":[{"issuer":"https://id.example","discovery":true}]}`)
-	flags.StringVar(&cfg.KeyFile, "key-file", "", "file with the fingerprint key: 16 random bytes as 32 hex digits")
-	flags.StringArrayVar(&cfg.Cluster.Join, "join", nil, "node to meet, may be repeated: its gossip address (host:port, dns+name:port, dnssrv+name); with --dev the address of its API")
-	flags.StringVar(&cfg.Cluster.GossipAddr, "gossip-addr", "", "where to gossip, ip:port over UDP and TCP (default "+app.DefaultGossipAddr+" in a cluster, any free port with --dev)")
-	flags.StringVar(&cfg.Cluster.GossipAdvertise, "gossip-advertise", "", "ip:port at which others reach --gossip-addr, if it is another")
-	flags.StringVar(&cfg.Cluster.APIAdvertise, "api-advertise", "", "host:port at which other nodes reach the API, if it is not --api-addr")
-	flags.StringVar(&cfg.Cluster.GossipKeyFile, "gossip-key-file", "", "file with the keys of the gossip, base64, one on each line; required beyond loopback (revokd keys generate)")
-	flags.IntVar(&cfg.Cluster.BootstrapExpect, "bootstrap-expect", 0, "how many nodes form the first list of voters when all of them are there; 1 makes a cluster of this node; 0 joins one that exists")
-	flags.BoolVar(&cfg.Cluster.StartAlone, "start-alone", false, "after a start do not wait for another node: checks with freshness any may then call a revoked token active")
-	flags.DurationVar(&cfg.Cluster.MaxStaleness, "max-staleness", 0, "how old the view of a majority may be before checks answer unknown (default 30s)")
-	flags.DurationVar(&cfg.Cluster.AckTimeout, "ack-timeout", 0, "how long a write waits for other nodes before it says which have not confirmed (default 5s)")
-	flags.StringVar(&cfg.TLS.Cert, "tls-cert", "", "file with the certificate of this node, for TLS with other nodes and clients (revokd ca issue node); a renewed one is taken while the node runs")
-	flags.StringVar(&cfg.TLS.Key, "tls-key", "", "file with its key")
-	flags.StringVar(&cfg.TLS.CA, "tls-ca", "", "file with the authority, whose certificates are believed: each caller may what the role in his says")
-	flags.IntVar(&cfg.MaxRecords, "max-records", 0, "most records held; beyond it writes are refused (default 100 million)")
-	flags.Var(&memory, "max-memory", "most memory for records, such as 512MiB; beyond it writes are refused (default 8GiB)")
-	flags.DurationVar(&cfg.ShutdownDelay, "shutdown-delay", 0, "how long to go on answering, no longer ready, after SIGTERM: as long as a load balancer needs to see it")
-	choiceFlag(cmd, &level, "log-level", "least level that is logged, to stderr")
-	choiceFlag(cmd, &format, "log-format", "text, or one JSON object per line")
+	a := c.agentFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := a.config(cmd, c)
+		if err != nil {
+			return err
+		}
+		for _, name := range a.settings.unknown {
+			cfg.Logger.Warn("unknown environment variable", "name", name)
+		}
+		if cfg.Supervisor, err = app.SupervisorFromEnv(c.getenv, os.Getpid()); err != nil {
+			return err
+		}
+		reload := make(chan os.Signal, 1)
+		signal.Notify(reload, syscall.SIGHUP)
+		defer signal.Stop(reload)
+		cfg.Reload = reload
+		return app.Agent(cmd.Context(), cfg)
+	}
 	return cmd
 }
 
-const envPrefix = "REVOKD_"
+// agentFlags adds the flags of an agent.
+func (c *cli) agentFlags(cmd *cobra.Command) *agentSettings {
+	a := &agentSettings{
+		cfg:        app.AgentConfig{Version: version, Stdout: c.stdout, Command: programName()},
+		durability: choice{value: "disk", allowed: []string{"disk", "memory"}},
+		level:      choice{value: "info", allowed: []string{"trace", "debug", "info", "warn", "error"}},
+		format:     choice{value: "text", allowed: []string{"text", "json"}},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	var path string
+	flags.StringVar(&path, "config", "", "YAML file with settings: the names of these flags with their values; flags and the environment win")
+	flags.BoolVar(&a.cfg.Dev, "dev", false, "one node with nothing to configure, which mints tokens: to try things out")
+	flags.StringVar(&a.cfg.APIAddr, "api-addr", app.DefaultAPIAddr, "where to listen; beyond loopback only with TLS. Port 0 takes a free one, and so does --dev if the port is taken")
+	flags.StringVar(&a.cfg.DataDir, "data-dir", "", "where the data of the node lies, under its name (default $XDG_STATE_HOME/revokd, else ~/.local/state/revokd)")
+	flags.StringVar(&a.cfg.NodeName, "node-name", "", "name of the node (default dev with --dev, else the name of the host)")
+	choiceFlag(cmd, &a.durability, "durability", "disk: what was acknowledged survives; memory: it is gone with the process")
+	flags.StringVar(&a.cfg.IssuersFile, "issuers", "", `JSON file of the issuers: {"issuers":[{"issuer":"https://id.example","discovery":true}]}`)
+	flags.StringVar(&a.cfg.KeyFile, "key-file", "", "file with the fingerprint key: 16 random bytes as 32 hex digits")
+	flags.StringArrayVar(&a.cfg.Cluster.Join, "join", nil, "node to meet, may be repeated: its gossip address (host:port, dns+name:port, dnssrv+name); with --dev the address of its API")
+	flags.StringVar(&a.cfg.Cluster.GossipAddr, "gossip-addr", "", "where to gossip, ip:port over UDP and TCP (default "+app.DefaultGossipAddr+" in a cluster, any free port with --dev)")
+	flags.StringVar(&a.cfg.Cluster.GossipAdvertise, "gossip-advertise", "", "ip:port at which others reach --gossip-addr, if it is another")
+	flags.StringVar(&a.cfg.Cluster.APIAdvertise, "api-advertise", "", "host:port at which other nodes reach the API, if it is not --api-addr")
+	flags.StringVar(&a.cfg.Cluster.GossipKeyFile, "gossip-key-file", "", "file with the keys of the gossip, base64, one on each line; required beyond loopback (revokd keys generate)")
+	flags.IntVar(&a.cfg.Cluster.BootstrapExpect, "bootstrap-expect", 0, "how many nodes form the first list of voters when all of them are there; 1 makes a cluster of this node; 0 joins one that exists")
+	flags.BoolVar(&a.cfg.Cluster.StartAlone, "start-alone", false, "after a start do not wait for another node: checks with freshness any may then call a revoked token active")
+	flags.DurationVar(&a.cfg.Cluster.MaxStaleness, "max-staleness", 0, "how old the view of a majority may be before checks answer unknown (default 30s)")
+	flags.DurationVar(&a.cfg.Cluster.AckTimeout, "ack-timeout", 0, "how long a write waits for other nodes before it says which have not confirmed (default 5s)")
+	flags.StringVar(&a.cfg.TLS.Cert, "tls-cert", "", "file with the certificate of this node, for TLS with other nodes and clients (revokd ca issue node); a renewed one is taken while the node runs")
+	flags.StringVar(&a.cfg.TLS.Key, "tls-key", "", "file with its key")
+	flags.StringVar(&a.cfg.TLS.CA, "tls-ca", "", "file with the authority, whose certificates are believed: each caller may what the role in his says")
+	flags.IntVar(&a.cfg.MaxRecords, "max-records", 0, "most records held; beyond it writes are refused (default 100 million)")
+	flags.Var(&a.memory, "max-memory", "most memory for records, such as 512MiB; beyond it writes are refused (default 8GiB)")
+	flags.DurationVar(&a.cfg.ShutdownDelay, "shutdown-delay", 0, "how long to go on answering, no longer ready, after SIGTERM: as long as a load balancer needs to see it")
+	choiceFlag(cmd, &a.level, "log-level", "least level that is logged, to stderr")
+	choiceFlag(cmd, &a.format, "log-format", "text, or one JSON object per line")
+	flags.VisitAll(func(f *pflag.Flag) { a.settings.flags = append(a.settings.flags, f) })
+	return a
+}
 
-// notFlags are variables of other commands and of test builds.
-var notFlags = []string{"REVOKD_ADDR", "REVOKD_FAULTS"}
-
-// flagsFromEnv sets the flags that were not given from the environment and returns the variables that belong to no flag.
-func flagsFromEnv(cmd *cobra.Command, environ []string) (unknown []string, err error) {
-	byName := map[string]*pflag.Flag{}
-	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
-		if f.Name != "help" {
-			byName[envPrefix+strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))] = f
-		}
-	})
-	for _, kv := range environ {
-		name, value, _ := strings.Cut(kv, "=")
-		f := byName[name]
-		switch {
-		case !strings.HasPrefix(name, envPrefix) || slices.Contains(notFlags, name):
-		case f == nil:
-			unknown = append(unknown, name)
-		case f.Changed || value == "":
-		default:
-			if err := f.Value.Set(value); err != nil {
-				return nil, usagef("%s: %w", name, err)
-			}
+// config returns what the agent is started with, of flags, environment, file and defaults.
+func (a *agentSettings) config(cmd *cobra.Command, c *cli) (cfg app.AgentConfig, err error) {
+	if err := a.settings.resolve(cmd, c.environ); err != nil {
+		return cfg, err
+	}
+	cfg = a.cfg
+	if cfg.DataDir == "" {
+		if cfg.DataDir, err = defaultDataDir(c.getenv); err != nil {
+			return cfg, err
 		}
 	}
-	return unknown, nil
+	cfg.MaxMemory = int64(a.memory)
+	cfg.Durability = a.durability.value
+	cfg.Logger = hclog.New(&hclog.LoggerOptions{
+		Name: "revokd", Output: c.stderr, Level: hclog.LevelFromString(a.level.value), JSONFormat: a.format.value == "json",
+	})
+	return cfg, nil
 }
 
 // defaultDataDir follows the XDG base directories: state is what should survive a restart.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/revokd/revokd/internal/app"
 	"github.com/revokd/revokd/node"
@@ -36,7 +37,8 @@ func (c *cli) dataFlags(cmd *cobra.Command) func(args []string) (app.Data, error
 	cmd.Flags().StringVar(&d.DataDir, "data-dir", "", "where the data of the node lies, under its name (default $XDG_STATE_HOME/revokd, else ~/.local/state/revokd)")
 	cmd.Flags().StringVar(&d.NodeName, "node-name", "", "name of the node (default: the only one that has data there)")
 	return func(args []string) (app.Data, error) {
-		if _, err := flagsFromEnv(cmd, c.environ); err != nil { // those of the agent are there too
+		both := settings{flags: []*pflag.Flag{cmd.Flag("data-dir"), cmd.Flag("node-name")}}
+		if err := both.environment(c.environ); err != nil { // the agent's other variables are there too
 			return d, err
 		}
 		if len(args) > 0 {

@@ -9,6 +9,21 @@ import (
 	"github.com/revokd/revokd/internal/app"
 )
 
+// printValid says that files are valid.
+func (c *cli) printValid(issuers []string) error {
+	if c.output == "json" {
+		return c.printJSON(struct {
+			Valid   bool     `json:"valid"`
+			Issuers []string `json:"issuers,omitempty"`
+		}{true, issuers})
+	}
+	text := "valid\n"
+	if len(issuers) > 0 {
+		text = fmt.Sprintf("valid: issuers %s\n", strings.Join(issuers, ", "))
+	}
+	return c.write([]byte(text))
+}
+
 func (c *cli) validateCommand() *cobra.Command {
 	var issuersFile, keyFile string
 	cmd := &cobra.Command{
@@ -26,17 +41,7 @@ written: whether an issuer's keys can be loaded shows when the agent runs. The e
 			if err != nil {
 				return err
 			}
-			if c.output == "json" {
-				return c.printJSON(struct {
-					Valid   bool     `json:"valid"`
-					Issuers []string `json:"issuers,omitempty"`
-				}{true, issuers})
-			}
-			text := "valid\n"
-			if len(issuers) > 0 {
-				text = fmt.Sprintf("valid: issuers %s\n", strings.Join(issuers, ", "))
-			}
-			return c.write([]byte(text))
+			return c.printValid(issuers)
 		},
 	}
 	cmd.Flags().StringVar(&issuersFile, "issuers", "", "JSON file of the issuers")

@@ -7,6 +7,22 @@ import (
 	"github.com/revokd/revokd/token"
 )
 
+// ValidateConfig checks the settings of an agent and reads every file that they name. It returns all that is wrong, and the names of the issuers.
+func ValidateConfig(cfg AgentConfig) (issuers []string, err error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	a := &agent{cfg: cfg}
+	issuers, err = Validate(cfg.IssuersFile, cfg.KeyFile)
+	problems := []error{err, a.loadTLS()}
+	if path := cfg.Cluster.GossipKeyFile; path != "" {
+		if _, err := readGossipKeys(path); err != nil {
+			problems = append(problems, fmt.Errorf("--gossip-key-file: %w", err))
+		}
+	}
+	return issuers, errors.Join(problems...)
+}
+
 // Validate reads the files that an agent would be started with and returns all that is wrong with them, and the names of the issuers. It asks
 // nobody for keys and writes nothing. Errors name the flag and the file.
 func Validate(issuersFile, keyFile string) (issuers []string, err error) {

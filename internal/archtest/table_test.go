@@ -103,7 +103,7 @@ var libraries = []library{
 	{"github.com/spf13/cobra", "Apache-2.0", "commands, help and shell completion", "cmd/revokd"},
 	{"github.com/spf13/pflag", "BSD-3-Clause", "flags of cobra", "cmd/revokd"},
 	{"go.uber.org/goleak", "MIT", "finds goroutines without an owner in tests", ""},
-	{"go.yaml.in/yaml/v3", "MIT and Apache-2.0", "the configuration file, with the line of each mistake", "cmd/revokd"},
+	{"go.yaml.in/yaml/v3", "MIT", "the configuration file, with the line of each mistake", "cmd/revokd"},
 	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "node internal/app token cmd/revokd/internal/bulk cluster"},
 	{"golang.org/x/sys", "BSD-3-Clause", "CLOCK_BOOTTIME, and memory outside the heap", "internal/clock ttlstore"},
 	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys", "token"},

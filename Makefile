@@ -46,6 +46,14 @@ partitions: ## a cluster in network namespaces: cuts and loss, REVOKD_PARTITION_
 compose: ## the cluster of docker-compose.yml, started and hurt; a Docker Engine
 	go test -count=1 -timeout 8m -run '^TestCompose$$' -v ./internal/e2e
 
+.PHONY: failover
+failover: ## kill -9 of the node that a client uses, REVOKD_FAILOVER_ROUNDS times (default 100), and a thousand clients that lose theirs
+	REVOKD_FAILOVER_ROUNDS=$${REVOKD_FAILOVER_ROUNDS:-100} REVOKD_CROWD=1000 go test -count=1 -timeout 60m -run 'TestClient(Failover|Crowd)' -v ./internal/e2e
+
+.PHONY: examples
+examples: ## the examples, a module of their own, with their tests
+	go vet -C examples ./... && go test -C examples -count=1 ./...
+
 .PHONY: bench
 bench: ## benchmarks of the packages, in the format of benchstat
 	go test -run '^$$' -bench . -benchmem -timeout 60m ./revocation ./ttlstore ./bloom ./journal ./token ./node

@@ -579,7 +579,11 @@ func TestClientCrowd(t *testing.T) {
 	old := addrs(f.nodes[0])[0]
 	n, _, _ := on(old)
 	if n < crowd*9/10 {
-		t.Fatalf("invalid run: only %d of %d are on one node", n, crowd)
+		for _, c := range all {
+			if s := c.Status(); s.Node != old {
+				t.Fatalf("invalid run: only %d of %d are on one node; one that is not: %+v", n, crowd, s)
+			}
+		}
 	}
 	f.until("all are fresh", func() error {
 		for _, c := range all {

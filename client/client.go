@@ -194,10 +194,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(cfg.TLS), asking: make(chan struct{}, maxAsking)}
-	c.reached = sync.NewCond(&c.mu)
-	c.watch.init()
-	c.fresh.Store(&view.Freshness{})
+	c := newClient(cfg)
 	identity, err := c.identify(ctx)
 	if err != nil {
 		return nil, err
@@ -214,6 +211,15 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		c.ended.Go(func() { c.refresh(run) })
 	}
 	return c, nil
+}
+
+// newClient returns a client that holds nothing and has not started.
+func newClient(cfg Config) *Client {
+	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(cfg.TLS), asking: make(chan struct{}, maxAsking)}
+	c.reached = sync.NewCond(&c.mu)
+	c.watch.init()
+	c.fresh.Store(&view.Freshness{})
+	return c
 }
 
 // Close ends the replica and returns when everything that Open has started has ended. Checks must not be under way or begin.

@@ -29,6 +29,7 @@ const (
 	freshShare = 16
 	freshEvery = 30 * time.Second
 
+	recentShards  = 64      // each takes a kilobyte, and there are few records
 	maxFilter     = 4 << 30 // bytes
 	filterTimeout = 2 * time.Minute
 
@@ -341,6 +342,9 @@ func (c *Client) firstFilter(ctx context.Context) (*view.Filtered, error) {
 func (c *Client) newHeld(f *view.Filtered) (*held, error) {
 	cfg := c.tableConfig
 	cfg.Store.Heap = true
+	if cfg.Store.Shards == 0 {
+		cfg.Store.Shards = recentShards
+	}
 	table, err := revocation.NewTable(cfg)
 	if err != nil {
 		return nil, err

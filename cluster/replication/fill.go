@@ -46,7 +46,7 @@ func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
 // define makes an origin known to a peer, ahead of everything else that is queued or being written.
 func (r *Replica) define(p *peer, o *origin) {
 	p.defined = grow(p.defined, o.Index)
-	if p.defined[o.Index] == o.Origin {
+	if p.defined[o.Index].same(&o.Origin) {
 		return
 	}
 	w := writer{b: p.out}
@@ -58,7 +58,7 @@ func (r *Replica) define(p *peer, o *origin) {
 // defineIn is define within a message.
 func (r *Replica) defineIn(w *writer, p *peer, o *origin) {
 	p.defined = grow(p.defined, o.Index)
-	if p.defined[o.Index] != o.Origin {
+	if !p.defined[o.Index].same(&o.Origin) {
 		w.origin(o)
 		p.defined[o.Index] = o.Origin
 	}

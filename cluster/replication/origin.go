@@ -11,6 +11,11 @@ type Origin struct {
 	Expires uint32
 }
 
+// same compares what may change: an id has one node.
+func (o *Origin) same(p *Origin) bool {
+	return o.ID == p.ID && o.Sealed == p.Sealed && o.Expires == p.Expires
+}
+
 type origin struct {
 	Origin
 	own     bool // of this run of this node

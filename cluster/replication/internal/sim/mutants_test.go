@@ -48,30 +48,48 @@ func TestScenarios(t *testing.T) {
 	}
 }
 
-// Every rule that is left out is noticed, by chance or by a scenario.
+// elsewhere are mutants whose test is in package replication: the simulator does not come by what they break.
+var elsewhere = map[string]string{
+	"non-voters":  "TestVotesCountUnderOneConfiguration",
+	"other-hash":  "TestVotesCountUnderOneConfiguration",
+	"raise-early": "TestRefusedRecordHoldsTheVector",
+}
+
+// Every rule that is left out is noticed, by a scenario or by chance.
 func TestMutants(t *testing.T) {
-	const most = 60
+	const most = 40
 	byScript := make(map[string]string)
-	for name, s := range scripts(t) {
-		for _, m := range s.Mutants {
+	list := scripts(t)
+	for _, name := range slices.Sorted(maps.Keys(list)) {
+		for _, m := range list[name].Mutants {
 			byScript[m] = name
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(Mutants)) {
-		seed := uint64(1)
+		if test := elsewhere[name]; test != "" {
+			t.Logf("%-22s %-75s %s", name, Mutants[name], test)
+			continue
+		}
+		if script := byScript[name]; script != "" {
+			r, err := list[script].Run(name)
+			if err != nil || len(r.Failures) == 0 {
+				t.Errorf("%-22s %-75s not caught by %s: %v", name, Mutants[name], script, err)
+				continue
+			}
+			t.Logf("%-22s %-75s scenario %s: %.160s", name, Mutants[name], script, r.Failures[0])
+			continue
+		}
 		var failure string
+		seed := uint64(1)
 		for ; seed <= most && failure == ""; seed++ {
 			if r := Run(Seeded(seed, Options{Clients: -1, Mutant: name})); len(r.Failures) > 0 {
 				failure = r.Failures[0]
 			}
 		}
-		switch {
-		case failure != "":
-			t.Logf("%-22s %-75s seed %d: %.160s", name, Mutants[name], seed-1, failure)
-		case byScript[name] != "":
-			t.Logf("%-22s %-75s scenario %s", name, Mutants[name], byScript[name])
-		default:
+		if failure == "" {
 			t.Errorf("%-22s %-75s not caught by %d seeds", name, Mutants[name], most)
+			continue
 		}
+		t.Logf("%-22s %-75s seed %d: %.160s", name, Mutants[name], seed-1, failure)
 	}
 }

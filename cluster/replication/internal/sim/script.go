@@ -18,6 +18,7 @@ import (
 //	chance 700ms                       first, writes and faults by chance for so long
 //	mutants raise-early no-pull        rules without which the history must break a promise
 //	write n1 5 or 5..40 [at 17]        writes keys at a node, with that threshold or a later one each time
+//	stream n1 60ms                     one of a thousand keys every 200 us for so long, from here on
 //	acked n1 5 yes, no                 whether the last write of a key there is acknowledged by a majority
 //	cut n1 n2, cut n1 > n2, heal       links, both ways or one; * is all others
 //	crash n1, wipe n1, clone n1        the last with an empty disk and the names of the origins that it had before
@@ -197,6 +198,16 @@ func (w *World) command(f []string) error {
 			h.write(makeRecord(k, value, uint32(epoch/1000)+3600), replication.Urgent)
 		}
 		return err
+	case "stream":
+		end := w.now + d
+		var next func()
+		next = func() {
+			if w.now < end {
+				h.write(makeRecord(w.rng.Uint64N(1000), epoch+int64(len(w.writes)), uint32(epoch/1000)+3600), replication.Urgent)
+				w.after(200*time.Microsecond, next)
+			}
+		}
+		next()
 	case "acked":
 		k, err := strconv.ParseUint(arg(2), 10, 64)
 		r := makeRecord(k, 0, 1)

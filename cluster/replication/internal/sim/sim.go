@@ -16,7 +16,6 @@
 package sim
 
 import (
-	"container/heap"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -102,31 +101,65 @@ type action struct {
 
 type events []action
 
-func (e events) Len() int { return len(e) }
-func (e events) Less(i, j int) bool {
-	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].order < e[j].order
+func (a *action) before(b *action) bool { return a.at < b.at || a.at == b.at && a.order < b.order }
+
+// push and pop keep a heap with four children to a node; container/heap allocates for each of them.
+func (e *events) push(a action) {
+	h := append(*e, a)
+	i := len(h) - 1
+	for i > 0 {
+		up := (i - 1) / 4
+		if !a.before(&h[up]) {
+			break
+		}
+		h[i] = h[up]
+		i = up
+	}
+	h[i] = a
+	*e = h
 }
-func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
-func (e *events) Push(x any)   { *e = append(*e, x.(action)) }
-func (e *events) Pop() any {
-	old := *e
-	x := old[len(old)-1]
-	old[len(old)-1] = action{}
-	*e = old[:len(old)-1]
-	return x
+
+func (e *events) pop() action {
+	h := *e
+	first, last := h[0], h[len(h)-1]
+	h[len(h)-1] = action{}
+	h = h[:len(h)-1]
+	*e = h
+	if len(h) == 0 {
+		return first
+	}
+	i := 0
+	for {
+		least := 4*i + 1
+		if least >= len(h) {
+			break
+		}
+		for c := least + 1; c < min(4*i+5, len(h)); c++ {
+			if h[c].before(&h[least]) {
+				least = c
+			}
+		}
+		if !h[least].before(&last) {
+			break
+		}
+		h[i] = h[least]
+		i = least
+	}
+	h[i] = last
+	return first
 }
 
 func (w *World) after(d time.Duration, do func()) { w.at(w.now+d, do) }
 
 func (w *World) at(t time.Duration, do func()) {
 	w.order++
-	heap.Push(&w.queue, action{max(t, w.now), w.order, do})
+	w.queue.push(action{max(t, w.now), w.order, do})
 }
 
 // run carries on until a time, or until something is wrong.
 func (w *World) run(until time.Duration) {
 	for len(w.queue) > 0 && w.queue[0].at <= until && len(w.result.Failures) == 0 {
-		a := heap.Pop(&w.queue).(action)
+		a := w.queue.pop()
 		w.now = a.at
 		w.result.Events++
 		a.do()

@@ -139,24 +139,48 @@ func (r *replica) acknowledged(ctx context.Context, needs []replication.Dot, lev
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.waiters = slices.DeleteFunc(r.waiters, func(x *waiter) bool { return x == w })
-	receipt, ok = r.receipt(w)
-	if ok {
+	r.settle()
+	select {
+	case <-w.done: // in the last moment
 		err = nil
+	default:
+		r.waiters = slices.DeleteFunc(r.waiters, func(x *waiter) bool { return x == w })
 	}
+	receipt, _ = r.receipt(w)
 	return receipt, err
 }
 
-// Confirm waits until everything that this node has written in this run is held as durably as a level asks for; limit 0 is that of
-// Config. It is for the end of many writes at [AckLocal]. Errors match [ErrNotReady], or [ErrAck] and come with the receipt.
-func (n *Node) Confirm(ctx context.Context, level Ack, limit time.Duration) (Receipt, error) {
+// Confirm waits until positions, of the receipts of many writes at [AckLocal], are held as durably as a level asks for; limit 0 is that of
+// Config. Errors match [ErrNotReady], or [ErrAck] and come with the receipt.
+func (n *Node) Confirm(ctx context.Context, positions []Position, level Ack, limit time.Duration) (Receipt, error) {
 	if !n.complete.Load() {
 		return Receipt{}, ErrNotReady
 	}
+	var needs []replication.Dot
 	n.replica.mu.Lock()
-	needs := n.replica.core.Own()
+	for _, p := range positions {
+		if d, ok := n.replica.core.DotOf(p.Origin, p.Number); ok { // else all of it has expired
+			needs = append(needs, d)
+		}
+	}
 	n.replica.mu.Unlock()
 	return n.replica.acknowledged(ctx, needs, n.replica.level(level), limit)
+}
+
+// latest returns the last dot of each origin: who holds that holds all before it.
+func latest(dots []replication.Dot) []replication.Dot {
+	if len(dots) < 2 {
+		return dots
+	}
+	dots = slices.Clone(dots) // they may be kept for an idempotency key
+	slices.Sort(dots)
+	last := dots[:0]
+	for i, d := range dots {
+		if i+1 == len(dots) || dots[i+1].Index() != d.Index() {
+			last = append(last, d)
+		}
+	}
+	return last
 }
 
 // settle ends the waiters whose level is reached; mu is held.

@@ -167,7 +167,7 @@ func (n *Node) assign(b *journal.Batch) {
 				n.bring(b, id, s)
 			}
 		}
-		for _, v := range w.vector {
+		for _, v := range n.replica.claims(w) {
 			b.Meta = append(b.Meta, journal.Meta{Key: vectorKey(v.Index), Value: binary.BigEndian.AppendUint64(nil, v.Number)})
 		}
 	case *housekeeping:

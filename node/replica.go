@@ -36,9 +36,10 @@ type replica struct {
 	bytes    int              // of the backlog and of what the journal has
 	room     *sync.Cond       // bytes has fallen, or the replica ends
 	ended    bool
-	missed   bool   // the disk has refused something: it does not have all that memory has
-	mending  bool   // what it missed is being written
-	lastSent uint64 // token
+	missed   bool              // the disk has refused something: it does not have all that memory has
+	mending  *mending          // what it missed is being written
+	owed     map[uint32]uint64 // how far the vector has risen by what was sent behind the beginning of mending
+	lastSent uint64            // token
 
 	unnamed      []replication.Record // to be written under dots of this node
 	unnamedReady chan struct{}
@@ -111,6 +112,9 @@ func (r *replica) step(e replication.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stepLocked(e)
+	if len(r.backlog) > 0 {
+		r.flush() // the queue may have been full of what this node wrote
+	}
 }
 
 func (r *replica) stepLocked(e replication.Event) {
@@ -125,6 +129,9 @@ func (r *replica) stepLocked(e replication.Event) {
 	}
 	if len(out.Origins) > 0 || len(out.Dropped) > 0 {
 		r.disk.add(out.Origins, out.Dropped)
+		for _, index := range out.Dropped {
+			delete(r.owed, index)
+		}
 	}
 	for _, c := range out.Close {
 		if s := r.sessions[c.Peer]; s != nil {
@@ -215,10 +222,30 @@ func (r *replica) keep(w *replication.JournalWrite) {
 		r.stepLocked(replication.Journaled{Token: w.Token})
 		return
 	}
-	if r.missed {
+	if r.missed && r.mending == nil {
 		return // memory goes on; mend brings the disk up to it
 	}
-	r.send(newPeerBatch(w))
+	b := newPeerBatch(w)
+	if r.missed {
+		// It need not be mended again. But its vector, and that it is durable, count when all before it has been mended.
+		for _, v := range w.Vector {
+			r.owed[v.Index] = max(r.owed[v.Index], v.Number)
+		}
+		p := b.User.(*peerWrite)
+		p.token, p.vector = 0, nil
+	}
+	r.send(b)
+}
+
+// claims returns the vector that a batch may bring to the disk. Behind a batch that the disk has refused it is none: the next start would
+// believe that it has what was in there.
+func (r *replica) claims(w *peerWrite) []replication.VectorEntry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.missed && w.mend == nil {
+		return nil
+	}
+	return w.vector
 }
 
 func newPeerBatch(w *replication.JournalWrite) *journal.Batch {
@@ -285,14 +312,13 @@ func (r *replica) done(b *journal.Batch, err error) {
 		if !r.missed && !errors.Is(err, journal.ErrClosed) {
 			r.n.log.Warn("the disk does not take what peers send; memory goes on", "error", err)
 		}
-		r.missed = true
-		if w.mend != nil {
-			r.mending = false
-		}
+		r.missed, r.mending = true, nil // from the beginning
 		return
 	}
 	if w.mend != nil {
-		r.mended(w.mend)
+		if w.mend == r.mending {
+			r.mended(w.mend)
+		}
 		return
 	}
 	if !r.missed {
@@ -327,11 +353,11 @@ func (r *replica) superseded(older, held revocation.Record, dot replication.Dot)
 func (r *replica) mend() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.missed || r.mending || r.n.journal.Err() != nil || len(r.backlog) > 0 {
+	if !r.missed || r.mending != nil || r.n.journal.Err() != nil || len(r.backlog) > 0 {
 		return
 	}
-	r.mending = true
-	r.piece(&mending{token: r.lastSent, vector: r.core.Vector()})
+	r.mending, r.owed = &mending{token: r.lastSent, vector: r.core.Vector()}, make(map[uint32]uint64)
+	r.piece(r.mending)
 }
 
 // piece writes the next piece; mu is held. The records that this node wrote itself are on disk.
@@ -357,18 +383,22 @@ func (r *replica) piece(m *mending) {
 
 const mendPiece = 4096
 
-// mended goes on after a piece is on disk. What peers sent meanwhile only reached memory, so it is mended again until nothing was missed.
+// mended goes on after a piece is on disk. What peers sent meanwhile is on disk, or on its way there in front of what is owed.
 func (r *replica) mended(m *mending) {
 	if !m.last {
 		r.piece(m)
 		return
 	}
-	r.mending = false
-	r.stepLocked(replication.Journaled{Token: m.token})
-	if r.lastSent == m.token {
-		r.missed = false
-		r.n.log.Info("the disk has what peers sent")
+	w := replication.JournalWrite{Token: r.lastSent}
+	for index, number := range r.owed {
+		w.Vector = append(w.Vector, replication.VectorEntry{Index: index, Number: number})
 	}
+	r.missed, r.mending, r.owed = false, nil, nil
+	r.n.log.Info("the disk has what peers sent")
+	if len(w.Vector) > 0 {
+		r.send(newPeerBatch(&w))
+	}
+	r.stepLocked(replication.Journaled{Token: m.token})
 }
 
 func (d *news) add(origins []replication.Origin, dropped []uint32) {

@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/revocation"
 )
 
@@ -198,9 +200,7 @@ func TestMinority(t *testing.T) {
 	fresh := CheckOptions{MaxStaleness: 100 * time.Millisecond}
 	c := claimsAt(t, now, "other")
 	m.until("a's view grows old", func() bool { return m.nodes["a"].CheckFresh(c, fresh).Cause == revocation.CauseStale })
-	if v := m.nodes["b"].CheckFresh(c, fresh); v.Status != revocation.Active {
-		t.Fatalf("the majority: %+v", v)
-	}
+	m.until("the majority's view is fresh", func() bool { return m.nodes["b"].CheckFresh(c, fresh).Status == revocation.Active })
 	m.link("a", "b")
 	c = claimsAt(t, now, "lonely")
 	m.until("c learns it through b", func() bool { return m.nodes["c"].Check(c).Status == revocation.Revoked })
@@ -296,5 +296,204 @@ func TestRepairedNode(t *testing.T) {
 				t.Fatalf("%s: %+v", jti, v)
 			}
 		}
+	}
+}
+
+// What covers an item of a stream has to be held by as many as what it writes.
+func TestConfirmCovered(t *testing.T) {
+	m := newMesh(t, Config{Durability: DurabilityMemory, Key: revocation.Key{1}}, "a", "b", "c")
+	m.ready()
+	m.links["ac"]()
+	m.links["bc"]()
+	c := claimsAt(t, time.Now(), "x")
+	r := []revocation.Request{{Match: match(t, "iss=i,jti=x"), ExpiresAt: time.Now().Add(time.Hour).UnixMilli()}}
+	if _, _, err := m.nodes["a"].Write(t.Context(), r, WriteOptions{Ack: AckLocal}); err != nil {
+		t.Fatal(err)
+	}
+	b := m.nodes["b"]
+	m.until("b has it", func() bool { return b.Check(c).Status == revocation.Revoked })
+	results, receipt, err := b.Write(t.Context(), r, WriteOptions{Ack: AckLocal})
+	if err != nil || results[0].Outcome != OutcomeCovered {
+		t.Fatal(results, err)
+	}
+	if receipt, err = b.Confirm(t.Context(), receipt.Positions, AckAll, 20*time.Millisecond); !errors.Is(err, ErrAck) || len(receipt.Unconfirmed) != 1 {
+		t.Fatalf("%+v %v", receipt, err)
+	}
+	m.link("b", "c")
+	if receipt, err = b.Confirm(t.Context(), receipt.Positions, AckAll, 0); err != nil || receipt.Ack != AckAll {
+		t.Fatalf("%+v %v", receipt, err)
+	}
+}
+
+// failingFS is a slow file system that refuses writes on demand, so many times, each when the gate is open. It is not durable.
+type failingFS struct {
+	fail atomic.Int32
+	gate chan struct{}
+}
+
+var errInjected = errors.New("injected")
+
+func (f *failingFS) open(name string, flag int) (journal.File, error) {
+	file, err := os.OpenFile(name, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return failingFile{file, f}, nil
+}
+
+func (f *failingFS) Create(name string) (journal.File, error) {
+	return f.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+}
+
+func (f *failingFS) Open(name string, _ bool) (journal.File, error) { return f.open(name, os.O_RDWR) }
+
+func (f *failingFS) ReadDir(name string) (names []string, err error) {
+	list, err := os.ReadDir(name)
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return names, err
+}
+
+func (f *failingFS) Mkdir(name string) error      { return os.Mkdir(name, 0o700) }
+func (f *failingFS) Rename(from, to string) error { return os.Rename(from, to) }
+func (f *failingFS) Remove(name string) error     { return os.Remove(name) }
+func (f *failingFS) SyncDir(string) error         { return nil }
+
+func (f *failingFS) Lock(name string, create bool) (journal.Lock, error) {
+	if _, err := os.Stat(name); err != nil && !create {
+		return nil, err
+	}
+	l, err := journal.LockFile(name)
+	if err != nil {
+		return nil, err
+	}
+	return l.(journal.Lock), nil
+}
+
+type failingFile struct {
+	*os.File
+	fs *failingFS
+}
+
+func (f failingFile) WriteAt(b []byte, at int64) (int, error) {
+	if f.fs.fail.Load() > 0 && f.fs.fail.Add(-1) >= 0 {
+		<-f.fs.gate
+		return 0, errInjected
+	}
+	return f.File.WriteAt(b, at)
+}
+
+func (f failingFile) Sync() error {
+	time.Sleep(5 * time.Millisecond) // so that there is always something new while it writes
+	return nil
+}
+
+func (f failingFile) Linked() (bool, error) { return true, nil }
+func (f failingFile) Size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+// A write of the disk that fails in the midst of what a peer sends leaves no hole below the vector on disk, and is made up for while more comes.
+func TestDiskRefusesPeers(t *testing.T) {
+	fs := &failingFS{gate: make(chan struct{})}
+	m := newMesh(t, Config{Key: revocation.Key{1}, FS: fs}, "b")
+	m.names = []string{"a", "b"}
+	m.start("a", Config{Name: "a", Durability: DurabilityMemory, Key: revocation.Key{1}, Cluster: &ClusterConfig{}})
+	m.nodes["b"].setVoters(replication.Voters{Number: 1, Hash: 7, Names: m.names}, true)
+	m.link("a", "b")
+	m.ready()
+	now := time.Now()
+	written := 0
+	put := func() {
+		t.Helper()
+		r := revocation.Request{Match: match(t, fmt.Sprint("iss=i,jti=", written)), ExpiresAt: now.Add(time.Hour).UnixMilli()}
+		if _, _, err := m.nodes["a"].Write(t.Context(), []revocation.Request{r}, WriteOptions{Ack: AckLocal}); err != nil {
+			t.Fatal(err)
+		}
+		written++
+		m.until("b has it in memory", func() bool {
+			return m.nodes["b"].Check(claimsAt(t, now, fmt.Sprint(written-1))).Status == revocation.Revoked
+		})
+	}
+	b := m.nodes["b"].replica
+	missed := func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.missed
+	}
+	for range 10 {
+		put()
+	}
+	fs.fail.Store(1)
+	for range 20 { // most of them are behind the one that is refused
+		put()
+	}
+	close(fs.gate)
+	m.until("the disk refuses a batch", missed)
+	m.until("it takes others", func() bool {
+		s := m.nodes["b"].journal.Stats()
+		return m.nodes["b"].diskError() == nil && s.QueueBatches == 0
+	})
+	copied := t.TempDir()
+	if err := os.CopyFS(copied, os.DirFS(m.nodes["b"].cfg.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	m.until("it is made up for", func() bool { put(); return !missed() })
+	if _, _, err := m.nodes["a"].Write(t.Context(), []revocation.Request{{Match: match(t, "iss=i,jti=last"), ExpiresAt: now.Add(time.Hour).UnixMilli()}}, WriteOptions{Ack: AckAll}); err != nil {
+		t.Fatal(err)
+	}
+	m.stops["b"]()
+	for _, dir := range []string{copied, m.nodes["b"].cfg.Dir} {
+		n, err := New(Config{Name: "b", Dir: dir, Key: revocation.Key{1}, Cluster: &ClusterConfig{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		claimed := uint64(0)
+		for _, v := range n.replica.core.Vector() {
+			claimed += v.Number
+		}
+		for i := range int(claimed) {
+			if i < written && n.Check(claimsAt(t, now, fmt.Sprint(i))).Status != revocation.Revoked {
+				t.Errorf("number %d is claimed, up to %d, but not on disk", i+1, claimed)
+			}
+		}
+		if dir != copied && claimed != uint64(written)+1 {
+			t.Errorf("%d on disk of %d", claimed, written+1)
+		}
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What the journal's queue had no room for goes there even if no peer sends anything more.
+func TestBacklogMovesByItself(t *testing.T) {
+	n, stop := runNode(t, Config{Dir: t.TempDir()})
+	defer stop()
+	r := n.replica
+	r.mu.Lock()
+	b := newPeerBatch(&replication.JournalWrite{Token: 1, Vector: []replication.VectorEntry{{Index: 9, Number: 1}}})
+	r.backlog, r.bytes = append(r.backlog, b), r.bytes+64
+	r.mu.Unlock()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		r.mu.Lock()
+		left := r.bytes
+		r.mu.Unlock()
+		if left == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it stays")
+		}
+		time.Sleep(time.Millisecond)
 	}
 }

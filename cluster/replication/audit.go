@@ -469,6 +469,14 @@ func (r *Replica) OriginOf(d Dot) OriginID {
 	return 0
 }
 
+// DotOf returns the dot of a number of an origin; ok is false if the origin is not known.
+func (r *Replica) DotOf(id OriginID, number uint64) (d Dot, ok bool) {
+	if o := r.reg.byID[id]; o != nil {
+		return MakeDot(o.Index, number), true
+	}
+	return 0, false
+}
+
 // Origins returns the origins that are known.
 func (r *Replica) Origins() []Origin {
 	var list []Origin

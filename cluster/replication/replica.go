@@ -26,6 +26,7 @@ const (
 	scanTimeout   = 5 * time.Second // for a scan to begin
 	maxJournaled  = 4096            // records in one write
 	maxVoters     = 256
+	maxRaises     = 4096 // of the durable vector that wait for the disk
 	maxUnknown    = 1024
 	maxControls   = 256      // in a message
 	scanWindow    = 32_768   // scanned records on their way to a peer
@@ -450,7 +451,20 @@ func (r *Replica) keep(records []Record, dots []Dot, vector ...VectorEntry) {
 func (r *Replica) flush() {
 	for i := range r.out.Journal {
 		w := &r.out.Journal[i]
-		r.raises = append(r.raises, raise{w.Token, slices.Clone(w.Vector)})
+		if len(r.raises) < maxRaises {
+			r.raises = append(r.raises, raise{w.Token, slices.Clone(w.Vector)})
+			continue
+		}
+		// The disk has not taken anything for long: the last ones wait for each other.
+		last := &r.raises[len(r.raises)-1]
+		last.token = w.Token
+		for _, v := range w.Vector {
+			if i := slices.IndexFunc(last.vector, func(e VectorEntry) bool { return e.Index == v.Index }); i >= 0 {
+				last.vector[i].Number = max(last.vector[i].Number, v.Number)
+			} else {
+				last.vector = append(last.vector, v)
+			}
+		}
 	}
 }
 
@@ -645,16 +659,14 @@ func (r *Replica) receiveVector(p *peer, f *reader) {
 		}
 		if durable > p.durable[o.Index] {
 			p.durable[o.Index] = durable
-			if o.Node == r.cfg.Name && !p.client {
-				r.out.Acks = true
-			}
+			r.out.Acks = r.out.Acks || !p.client // what covers a write may be anybody's
 		}
 		if o.own && !p.client {
 			p.cursor = grow(p.cursor, o.Index)
 			p.cursor[o.Index] = max(p.cursor[o.Index], applied)
 			r.measure(p, o)
 			if applied > o.applied {
-				r.fence(o)
+				r.fence()
 			}
 		}
 	}
@@ -663,16 +675,20 @@ func (r *Replica) receiveVector(p *peer, f *reader) {
 }
 
 // fence: a clone of this node gives the same numbers. Whatever this run has written must get other ones.
-func (r *Replica) fence(o *origin) {
+func (r *Replica) fence() {
 	r.out.Fence = true
 	if r.without("ignore-fence") {
 		return
 	}
 	// Which of its numbers mean what they mean elsewhere nobody knows: nothing is claimed until it has been copied like anybody's, and peers forget
-	// what was claimed with the sessions.
-	o.fenced, o.own, o.Sealed, o.applied, o.durable = true, false, max(1, o.applied), 0, 0
-	r.log.forget(o)
-	r.own[o.ID.Lane()] = nil
+	// what was claimed with the sessions. The clone has all origins of this run, and records may be on their way under each.
+	for lane, o := range r.own {
+		if o != nil {
+			o.fenced, o.own, o.Sealed, o.applied, o.durable = true, false, max(1, o.applied), 0, 0
+			r.log.forget(o)
+			r.own[lane] = nil
+		}
+	}
 	r.looking, r.lookAt = true, Key{}
 	r.cloned = true
 }
@@ -725,7 +741,7 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		first = o.applied + 1
 	}
 	if o.own { // a clone of this node has written
-		r.fence(o)
+		r.fence()
 		return nil
 	}
 	gap := first > o.applied+1
@@ -1046,6 +1062,10 @@ func (r *Replica) dropOrigins() {
 					p.defined[o.Index] = Origin{}
 				}
 				p.pulls = slices.DeleteFunc(p.pulls, func(q pull) bool { return q.index == o.Index })
+			}
+			for i := range r.raises { // another origin may have the index when they come
+				v := &r.raises[i].vector
+				*v = slices.DeleteFunc(*v, func(e VectorEntry) bool { return e.Index == o.Index })
 			}
 			r.reg.drop(o)
 			if int(o.Index) < len(r.changed) {

@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 )
@@ -47,7 +48,7 @@ func (s revocations) RevokeStream(ctx context.Context, stream *connect.BidiStrea
 		<-ended
 		_ = call.control.SetWriteDeadline(time.Now().Add(s.cfg.Limits.Read)) // for the end of the stream
 	}()
-	w := &streaming{revocations: s, call: call, stream: stream, id: newRequestID()}
+	w := &streaming{revocations: s, call: call, stream: stream, id: newRequestID(), reached: make(map[replication.OriginID]uint64)}
 	stream.ResponseHeader().Set(headerRequestID, w.id)
 	for {
 		select {
@@ -106,6 +107,7 @@ type streaming struct {
 	begun   bool
 	totals  revokdv1.RevokeStreamResponse // errors and receipt are of the answer that is due
 	receipt *revokdv1.Receipt
+	reached map[replication.OriginID]uint64 // by what was written, or covers what was asked for
 }
 
 // take writes a message and those that wait behind it, and answers.
@@ -178,6 +180,10 @@ func (w *streaming) write(ctx context.Context, items []*revokdv1.RevokeRequest) 
 	}
 	if receipt != nil {
 		w.receipt = receipt
+		for _, p := range receipt.GetPositions() {
+			id := replication.OriginID(p.GetOrigin())
+			w.reached[id] = max(w.reached[id], p.GetNumber())
+		}
 	}
 	t := &w.totals
 	for i, r := range results {
@@ -205,7 +211,11 @@ func (w *streaming) finish(ctx context.Context) error {
 	if w.receipt == nil {
 		return w.answer(nil)
 	}
-	receipt, err := w.node.Confirm(ctx, w.options.Ack, w.options.AckTimeout)
+	positions := make([]node.Position, 0, len(w.reached))
+	for id, number := range w.reached {
+		positions = append(positions, node.Position{Origin: id, Number: number})
+	}
+	receipt, err := w.node.Confirm(ctx, positions, w.options.Ack, w.options.AckTimeout)
 	if err != nil && !errors.Is(err, node.ErrAck) {
 		return err
 	}

@@ -35,6 +35,7 @@ func (h *host) sent() int {
 func TestIdleTraffic(t *testing.T) {
 	seconds := fromEnv(t, "REVOKD_IDLE_SECONDS", 5)
 	w := newNetwork(t, 5)
+	w.form()
 	time.Sleep(5 * time.Second) // what a start leaves to say
 	before, began := map[*member]int{}, time.Now()
 	for m, h := range w.hosts {
@@ -45,6 +46,9 @@ func TestIdleTraffic(t *testing.T) {
 	for m, h := range w.hosts {
 		rate := float64(h.sent()-before[m]) / lasted / float64(len(w.hosts)-1)
 		t.Logf("%s sends %.0f bytes a second to each of its peers", m.name, rate)
+		if rate < 50 {
+			t.Errorf("%s says nothing", m.name)
+		}
 		if rate > 1024 {
 			t.Errorf("%s sends %.0f bytes a second to each of its peers, limit 1024", m.name, rate)
 		}

@@ -62,7 +62,7 @@ type Mode uint8
 
 // The modes. The zero Mode is Full.
 const (
-	// Full holds every record: no check ever leaves the process. About 60 bytes a record.
+	// Full holds every record: no check ever leaves the process. See the package comment for the memory of both.
 	Full Mode = iota
 	// Filter holds a Bloom filter of about 2 bytes a record, and those that have come since it was made. For what the filter cannot exclude, about one
 	// check in a thousand of tokens that are not revoked, and every one of tokens that have been for a while, a node is asked.

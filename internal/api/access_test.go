@@ -140,7 +140,7 @@ func TestAccess(t *testing.T) {
 		t.Fatal(err)
 	}
 	callers["nobody"] = bare.ClientConfig("")
-	const service = "/revokd.v1.RevocationService/"
+	const service, replication = "/revokd.v1.RevocationService/", "/revokd.v1.ReplicationService/"
 	for who, c := range callers {
 		s.as(c)
 		for path, allowed := range map[string]string{
@@ -159,6 +159,8 @@ func TestAccess(t *testing.T) {
 			"POST " + service + "Block":         "writer admin node",
 			"POST " + service + "Unblock":       "writer admin node",
 			"POST /backup":                      "admin",
+			"GET /filter":                       "subscriber admin node",
+			"POST " + replication + "Lookup":    "subscriber admin node",
 			"POST " + service + "Nonsense":      "",
 			"GET /debug/pprof":                  "",
 			"GET //metrics":                     "",

@@ -98,7 +98,6 @@ type pair struct {
 	own   [2]uint32
 	next  [2]uint64
 	now   Now
-	out   []Outputs // of the last exchange
 	ended error
 }
 

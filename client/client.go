@@ -85,7 +85,7 @@ type Config struct {
 	Freshness    Freshness
 	MaxStaleness time.Duration // default 30 s
 	OnUnknown    Policy        // default Deny
-	ProbeEvery   time.Duration // how often the node is asked what it holds; default 1 s, at most MaxStaleness/3
+	ProbeEvery   time.Duration // how often the node is asked what it holds; default 1 s, at most 2 s and MaxStaleness/3
 
 	// Store limits the replica's memory.
 	Store ttlstore.Config
@@ -100,6 +100,9 @@ type Config struct {
 	freshAbove int
 }
 
+// maxProbeEvery keeps a session from seeming dead to either side; see silent.
+const maxProbeEvery = 2 * time.Second
+
 func (c *Config) validate() error {
 	if len(c.Addrs) == 0 || len(c.Addrs) > 64 {
 		return fmt.Errorf("%w: Addrs: 1 to 64 addresses", ErrConfig)
@@ -108,6 +111,9 @@ func (c *Config) validate() error {
 		if _, _, err := net.SplitHostPort(strings.TrimPrefix(a, "dns+")); err != nil {
 			return fmt.Errorf("%w: Addrs: want host:port or dns+name:port", ErrConfig)
 		}
+	}
+	if c.ProbeEvery > maxProbeEvery {
+		return fmt.Errorf("%w: ProbeEvery: at most %s: nodes end sessions that are silent", ErrConfig, maxProbeEvery)
 	}
 	if c.MaxStaleness < 0 || c.ProbeEvery < 0 || c.MinBackoff < 0 || c.MaxBackoff < 0 || c.AskTimeout < 0 || c.Freshness > Any || c.Mode > Filter {
 		return fmt.Errorf("%w: a limit is out of range", ErrConfig)

@@ -20,7 +20,7 @@ const headerClient = "Revokd-Client"
 
 const (
 	sweepEvery = 10 * time.Second
-	// silent is how long a node may say nothing, beyond ProbeEvery when it is asked something, before another one is tried.
+	// silent is how long a node may say nothing before another one is tried: it is asked something every maxProbeEvery at least. Nodes are as patient.
 	silent = 5 * time.Second
 	// settled is how long a session must have lasted for the next pause to be a short one.
 	settled = 10 * time.Second
@@ -212,7 +212,7 @@ func (c *Client) tick(ctx context.Context) {
 		if c.guarded > 0 {
 			c.now.Store(c.guarded + (mono - c.guardedAt).Milliseconds())
 		}
-		if s := c.stream; s != nil && mono-s.heard > silent+c.cfg.ProbeEvery {
+		if s := c.stream; s != nil && mono-s.heard > silent {
 			s.cancel()
 		}
 		next := c.core.Deadline() - mono

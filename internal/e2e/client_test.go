@@ -540,7 +540,7 @@ func TestClientCrowd(t *testing.T) {
 		opening.Go(func() {
 			places <- struct{}{}
 			defer func() { <-places }()
-			c, err := replica.Open(ctx, replica.Config{Addrs: addrs(f.nodes...), ProbeEvery: 5 * time.Second})
+			c, err := replica.Open(ctx, replica.Config{Addrs: addrs(f.nodes...), ProbeEvery: 2 * time.Second})
 			if err != nil {
 				t.Error(err)
 				return

@@ -208,11 +208,11 @@ func (n *Node) assign(b *journal.Batch) {
 // bringOrigins adds what has become known of origins, and forgets those that are gone.
 func (n *Node) bringOrigins(b *journal.Batch) []replication.Origin {
 	origins, dropped := n.replica.disk.take()
-	for _, o := range origins {
-		b.Meta = append(b.Meta, journal.Meta{Key: originKey(o.Index), Value: appendOrigin(nil, o)})
-	}
 	for _, index := range dropped {
 		b.Meta = append(b.Meta, journal.Meta{Key: originKey(index)}, journal.Meta{Key: vectorKey(index)})
+	}
+	for _, o := range origins {
+		b.Meta = append(b.Meta, journal.Meta{Key: originKey(o.Index), Value: appendOrigin(nil, o)})
 	}
 	return origins
 }

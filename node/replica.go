@@ -405,8 +405,7 @@ func (d *news) add(origins []replication.Origin, dropped []uint32) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, o := range origins {
-		d.origins[o.Index] = o
-		delete(d.dropped, o.Index)
+		d.origins[o.Index] = o // if the index was dropped, that is written first: its vector was another origin's
 	}
 	for _, index := range dropped {
 		d.dropped[index] = true

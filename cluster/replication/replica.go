@@ -1034,6 +1034,11 @@ func (r *Replica) nameless(d Dot) bool {
 // dropOrigins forgets origins whose records have all expired. Peers that still name them say when that was, and are not believed to have more.
 func (r *Replica) dropOrigins() {
 	for _, o := range r.reg.list {
+		if o != nil && o.Node == r.cfg.Name && !o.own && o.Sealed == 0 && r.leveled && !o.behind && o.applied > 0 && !r.cfg.Client {
+			o.Sealed = o.applied // of a run whose disk was lost: nobody else can say that nothing follows
+			r.move(o) // peers are told with the vector
+			r.out.Origins = append(r.out.Origins, o.Origin)
+		}
 		if o == nil || o.own || o.Sealed == 0 || o.applied < o.Sealed {
 			continue
 		}
@@ -1047,6 +1052,7 @@ func (r *Replica) dropOrigins() {
 		}
 		if r.expired(o.Expires) && r.expired(o.latest) {
 			r.log.forget(o)
+			r.unclaim(o.Index)
 			for _, p := range r.order {
 				for ref, index := range p.refs {
 					if index == o.Index {
@@ -1073,6 +1079,40 @@ func (r *Replica) dropOrigins() {
 			}
 			r.out.Dropped = append(r.out.Dropped, o.Index)
 		}
+	}
+}
+
+// unclaim takes an index, which may come again, out of everything that waits.
+func (r *Replica) unclaim(index uint32) {
+	is := func(v VectorEntry) bool { return v.Index == index }
+	for i := range r.raises {
+		r.raises[i].vector = slices.DeleteFunc(r.raises[i].vector, is)
+	}
+	if r.scan != nil {
+		for _, s := range r.scan.parts {
+			s.vector = slices.DeleteFunc(s.vector, is)
+		}
+	}
+	zero := func(s []uint64) {
+		if int(index) < len(s) {
+			s[index] = 0
+		}
+	}
+	for _, p := range r.order {
+		zero(p.level)
+		for i := range p.probes {
+			zero(p.probes[i].need)
+		}
+		if p.scan != nil {
+			zero(p.scan.has)
+		}
+		p.todo = slices.DeleteFunc(p.todo, func(i uint32) bool { return i == index })
+	}
+	if r.audit != nil {
+		zero(r.audit.cut)
+	}
+	if r.served != nil {
+		zero(r.served.cut)
 	}
 }
 

@@ -344,3 +344,42 @@ func TestUnknownFrameIsPassedOver(t *testing.T) {
 		t.Error(p.ended)
 	}
 }
+
+// Origins whose records have expired are forgotten, those of a run that was lost with its disk too, and their indices come again without claims.
+func TestOriginsAreBounded(t *testing.T) {
+	p := newPair(t, func(_ int, c *Config) {
+		c.Deadline = func(r *Record) uint32 { return binary.BigEndian.Uint32(r[32:]) }
+	})
+	record := func(k uint64) Record {
+		r := testRecord(k, 1)
+		binary.BigEndian.PutUint32(r[32:], uint32(p.now.Guarded/1000)+60)
+		return r
+	}
+	for run := range uint64(20) {
+		// "a" begins anew with an empty disk; only "b" knows what it wrote.
+		r, err := New(p.r[0].cfg, newTable(), nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.step(1, Disconnected{1})
+		p.r[0], p.store[0], p.next[0] = r, r.store.(*table), 1
+		p.step(0, Connected{Peer: 1, Name: "b"})
+		p.step(1, Connected{Peer: 1, Name: "a"})
+		if p.own[0], err = r.NewOrigin(MakeOrigin(1000+2*run, Urgent)); err != nil {
+			t.Fatal(err)
+		}
+		p.exchange(1500 * time.Millisecond)
+		p.write(0, record(run), record(run+100))
+		p.exchange(20 * time.Millisecond)
+		for range 4 { // an hour passes
+			p.now.Mono += 15 * time.Minute
+			p.now.Guarded += (15 * time.Minute).Milliseconds()
+			p.exchange(100 * time.Millisecond)
+		}
+		for side := range 2 {
+			if n := len(p.r[side].Origins()); n > 6 {
+				t.Fatalf("run %d: replica %d knows %d origins: %+v; %v %+v", run, side, n, p.r[side].Origins(), p.ended, p.r[0].Origins())
+			}
+		}
+	}
+}

@@ -1036,7 +1036,7 @@ func (r *Replica) dropOrigins() {
 	for _, o := range r.reg.list {
 		if o != nil && o.Node == r.cfg.Name && !o.own && o.Sealed == 0 && r.leveled && !o.behind && o.applied > 0 && !r.cfg.Client {
 			o.Sealed = o.applied // of a run whose disk was lost: nobody else can say that nothing follows
-			r.move(o) // peers are told with the vector
+			r.move(o)            // peers are told with the vector
 			r.out.Origins = append(r.out.Origins, o.Origin)
 		}
 		if o == nil || o.own || o.Sealed == 0 || o.applied < o.Sealed {

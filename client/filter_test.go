@@ -3,8 +3,10 @@ package client
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -261,5 +263,84 @@ func TestFilterRefresh(t *testing.T) {
 	level(t, c, s)
 	for i := range n {
 		want(t, c, fmt.Sprintf("old%d", i), revocation.Revoked)
+	}
+}
+
+// Checks that need the same answer at once ask for it once.
+func TestFilterCoalesces(t *testing.T) {
+	s := newServer(t, "127.0.0.1:0")
+	s.revoke(t, logouts(t, 0, 10)...)
+	c := open(t, Config{Addrs: []string{s.addr}, Mode: Filter, AskTimeout: 10 * time.Second})
+	var gate atomic.Bool
+	gate.Store(true)
+	c.http.Transport = slowTo{c.http.Transport, &gate}
+	token := claims(t, "old1")
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if v := c.Check(token); v.Status != revocation.Revoked {
+				t.Errorf("%s (%s)", v.Status, v.Cause)
+			}
+		})
+	}
+	for c.doubts.Load() < 20 {
+		time.Sleep(time.Millisecond)
+	}
+	gate.Store(false)
+	wg.Wait()
+	if st := c.Status().Filter; st.Asks != 1 {
+		t.Errorf("%d calls for one fingerprint", st.Asks)
+	}
+}
+
+// slowTo holds lookups back.
+type slowTo struct {
+	http.RoundTripper
+	closed *atomic.Bool
+}
+
+func (d slowTo) RoundTrip(r *http.Request) (*http.Response, error) {
+	for d.closed.Load() && r.URL.Path == "/revokd.v1.ReplicationService/Lookup" {
+		time.Sleep(time.Millisecond)
+	}
+	return d.RoundTripper.RoundTrip(r)
+}
+
+func (d slowTo) CloseIdleConnections() {
+	d.RoundTripper.(interface{ CloseIdleConnections() }).CloseIdleConnections()
+}
+
+// A verdict is as old as the view of the node that was asked, whatever this replica's own: an answer from a view that is too old, or that there is
+// none of, is no Active.
+func TestFilterAnswerAge(t *testing.T) {
+	s := newServer(t, "127.0.0.1:0")
+	s.revoke(t, logouts(t, 0, 10)...)
+	c := open(t, Config{Addrs: []string{s.addr}, Mode: Filter, AskTimeout: 10 * time.Second})
+	token := claims(t, "old1")
+	h := c.held.Load()
+	q := &question{part: h.part, notBefore: 1 << 62, known: map[revocation.Fingerprint]answer{}}
+	h.table.CheckWith(token, c.now.Load(), q)
+	if len(q.missing) != 1 {
+		t.Fatalf("%d fingerprints are in doubt", len(q.missing))
+	}
+	for _, tt := range []struct {
+		age    time.Duration // of the node's view; negative: none
+		status revocation.Status
+	}{{0, revocation.Active}, {29 * time.Second, revocation.Active}, {31 * time.Second, revocation.Unknown}, {-1, revocation.Unknown}} {
+		mono := c.cfg.clock.Mono()
+		a := answer{holding: revocation.Absent, asked: mono, quorum: mono - tt.age, all: math.MinInt64}
+		if tt.age < 0 {
+			a.quorum = math.MinInt64
+		}
+		h.part.mu.Lock()
+		h.part.answers[q.missing[0]] = a
+		h.part.mu.Unlock()
+		v := c.Check(token)
+		if v.Status != tt.status || v.Age < tt.age || tt.status == revocation.Unknown && v.Cause != revocation.CauseStale {
+			t.Errorf("a view of %s: %s (%s), %s old", tt.age, v.Status, v.Cause, v.Age)
+		}
+		if v := c.CheckFresh(token, CheckOptions{Freshness: All}); v.Status == revocation.Active {
+			t.Error("active for all voters by an answer that knows of none")
+		}
 	}
 }

@@ -19,7 +19,8 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -o /revokd ./cmd/revokd
+ARG VERSION=
+RUN CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$VERSION" -o /revokd ./cmd/revokd
 
 FROM scratch
 COPY --from=build /revokd /revokd

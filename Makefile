@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 TOOL := go tool -modfile=tools/go.mod
+# What `revokd version` says; without git the Go command's own notes.
+STAMP = -X main.version=$(shell git describe --tags --always --dirty 2>/dev/null)
 
 .PHONY: help
 help: ## what can be made
@@ -9,7 +11,16 @@ help: ## what can be made
 
 .PHONY: build
 build: ## bin/revokd, static
-	CGO_ENABLED=0 go build -trimpath -o bin/revokd ./cmd/revokd
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(STAMP)" -o bin/revokd ./cmd/revokd
+
+.PHONY: image
+image: build ## the image revokd from bin/revokd, nothing pulled
+	docker build --target prebuilt -t revokd .
+
+.PHONY: release-check
+release-check: ## a release on this machine, without publishing; goreleaser and syft
+	goreleaser check
+	goreleaser release --snapshot --clean --skip=publish,sign
 
 .PHONY: test
 test: ## all tests

@@ -8,9 +8,6 @@ import (
 	"os"
 )
 
-// version is set by the linker in releases.
-var version = "dev"
-
 func main() {
 	os.Exit(run(os.Args[1:], &cli{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ()}))
 }

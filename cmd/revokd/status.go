@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"runtime"
 	"strings"
 	"text/tabwriter"
 
@@ -181,26 +180,4 @@ func (c *cli) readiness(ctx context.Context) (r readiness, err error) {
 		return r, fmt.Errorf("%s/readyz: unexpected answer %s: is this a revokd node?", base, res.Status)
 	}
 	return r, nil
-}
-
-func (c *cli) versionCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "version",
-		Short:   "Print the version",
-		Example: `  revokd version --output json`,
-		Args:    noArguments,
-		RunE: func(*cobra.Command, []string) error {
-			if c.output == "json" {
-				return c.printJSON(struct {
-					Version string `json:"version"`
-					Go      string `json:"go"`
-					OS      string `json:"os"`
-					Arch    string `json:"arch"`
-				}{version, runtime.Version(), runtime.GOOS, runtime.GOARCH})
-			}
-			return c.write(fmt.Appendf(nil, "revokd %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH))
-		},
-	}
-	c.outputFlag(cmd)
-	return cmd
 }

@@ -77,13 +77,14 @@ type Config struct {
 	Cluster      *ClusterConfig
 	MaxStaleness time.Duration // of checks that do not say; default 30 s
 	AckTimeout   time.Duration // of writes that do not say; default 5 s
-	ProbeEvery   time.Duration // how often a peer is asked what it holds; default 1 s
+	ProbeEvery   time.Duration // how often a peer is asked what it holds; default a fifteenth of MaxStaleness, 50 ms to 2 s
 	AuditEvery   time.Duration // how often sums are compared with a peer; default 60 s, negative: never
 }
 
 const (
 	defaultStaleness  = 30 * time.Second
 	defaultAckTimeout = 5 * time.Second
+	maxProbeEvery     = 2 * time.Second // sessions that say nothing for longer are given up: see silent
 )
 
 // Intervals of the node's own work.
@@ -113,6 +114,9 @@ func (c *Config) validate() error {
 	}
 	if c.AckTimeout == 0 {
 		c.AckTimeout = defaultAckTimeout
+	}
+	if c.ProbeEvery == 0 {
+		c.ProbeEvery = min(max(c.MaxStaleness/15, 50*time.Millisecond), maxProbeEvery)
 	}
 	if c.SweepEvery == 0 {
 		c.SweepEvery = defaultSweep

@@ -34,7 +34,7 @@ func (h *host) sent() int {
 // REVOKD_IDLE_SECONDS is for how long they are watched.
 func TestIdleTraffic(t *testing.T) {
 	seconds := fromEnv(t, "REVOKD_IDLE_SECONDS", 5)
-	w := newNetwork(t, 5)
+	w := newNetwork(t, 5, "--max-staleness", "30s") // as it is unless somebody asks for another
 	w.form()
 	time.Sleep(5 * time.Second) // what a start leaves to say
 	before, began := map[*member]int{}, time.Now()

@@ -48,7 +48,7 @@ func newNetwork(t *testing.T, n int, args ...string) *network {
 	t.Helper()
 	w := &network{
 		lab: newLab(t), hosts: map[*member]*host{},
-		fleet: &fleet{t: t, program: program(t, ""), home: t.TempDir(), args: append(args, "--bootstrap-expect", strconv.Itoa(n), "--max-staleness", staleness.String())},
+		fleet: &fleet{t: t, program: program(t, ""), home: t.TempDir(), args: append([]string{"--bootstrap-expect", strconv.Itoa(n), "--max-staleness", staleness.String()}, args...)},
 	}
 	w.run("ca", "init", "--cluster", "lab", "--out", w.path("ca"))
 	w.run("ca", "issue", "client", "admin", "--role", "admin", "--ca", w.path("ca"), "--out", w.path("tls"))

@@ -248,3 +248,11 @@ func TestConfig(t *testing.T) {
 		}
 	}
 }
+
+// A client's methods are what the fields take.
+func TestFits(t *testing.T) {
+	var c *client.Client
+	if _, err := New(Config{Allow: c.Allow, OnRevoked: c.OnRevoked, Claims: newEnv().cfg.Claims}); err != nil {
+		t.Error(err)
+	}
+}

@@ -27,7 +27,7 @@ var benchKey = revocation.Key{1, 2, 3}
 // offline is a replica with n denied tokens and a few records in two other shapes, and the bytes of memory that it takes for them.
 func offline(b *testing.B, mode Mode, n int) (c *Client, heap, mapped int64) {
 	b.Helper()
-	cfg := Config{Addrs: []string{"127.0.0.1:1"}, Mode: mode, MaxStaleness: 24 * time.Hour, ProbeEvery: time.Hour}
+	cfg := Config{Addrs: []string{"127.0.0.1:1"}, Mode: mode, MaxStaleness: 24 * time.Hour}
 	if err := cfg.validate(); err != nil {
 		b.Fatal(err)
 	}

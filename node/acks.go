@@ -65,6 +65,20 @@ func (r *replica) look() {
 	}
 }
 
+// recovered reports whether a journal that was repaired lacks nothing any more that could be had.
+func (r *replica) recovered() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.n.members == nil || r.core != nil && r.core.Leveled() || r.alone()
+}
+
+// durable returns up to which number of each origin, by index, everything is on disk.
+func (r *replica) durable() []uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.core.DurableVector()
+}
+
 // alone reports whether this node is the only voter, so that there is nobody to be level with; mu is held.
 func (r *replica) alone() bool {
 	return r.votes && len(r.voters.Names) == 1

@@ -109,6 +109,8 @@ type onDisk struct {
 	shapes map[revocation.ShapeID]*definition
 	policy []byte
 	time   int64 // guarded, Unix milliseconds
+	// distrusted: of the vector this run has not believed anything.
+	distrusted bool
 }
 
 // definition is that of a shape. Files keep records for a while after their time has passed, and a start whose clock is wrong
@@ -138,7 +140,7 @@ type housekeeping struct {
 	next    *revocation.Policy // comes into force with the batch; nil: the one that is in force stays
 	policy  []byte
 	time    int64
-	origins []replication.Origin
+	origins broughtOrigins
 }
 
 // assign is called in commit order before a batch is encoded: numbers are given here, so that they follow each
@@ -153,7 +155,7 @@ func (n *Node) assign(b *journal.Batch) {
 		}
 		w.origins = n.bringOrigins(b)
 		if made != nil {
-			w.origins = append(w.origins, *made)
+			w.origins.origins = append(w.origins.origins, *made)
 			b.Meta = append(b.Meta, journal.Meta{Key: originKey(made.Index), Value: appendOrigin(nil, *made)})
 		}
 		for i, e := range w.entries {
@@ -186,8 +188,11 @@ func (n *Node) assign(b *journal.Batch) {
 				delete(n.onDisk.shapes, id)
 			}
 		}
-		if _, repaired := n.journal.Get(metaRepaired); repaired && n.complete.Load() { // level with another node, or alone
+		if _, repaired := n.journal.Get(metaRepaired); repaired && n.replica.recovered() {
 			b.Meta = append(b.Meta, journal.Meta{Key: metaRepaired})
+			if n.onDisk.distrusted {
+				n.claimAnew(b)
+			}
 		}
 		// A clock that stands before the time on disk does not take it back before it is believed again.
 		if now > n.onDisk.time || n.clockState() == "ok" {
@@ -205,16 +210,29 @@ func (n *Node) assign(b *journal.Batch) {
 	}
 }
 
-// bringOrigins adds what has become known of origins, and forgets those that are gone.
-func (n *Node) bringOrigins(b *journal.Batch) []replication.Origin {
-	origins, dropped := n.replica.disk.take()
-	for _, index := range dropped {
+// claimAnew puts what this run holds durably in the place of the vector on disk: while that was not believed it went on claiming what a repair
+// has lost.
+func (n *Node) claimAnew(b *journal.Batch) {
+	durable := n.replica.durable()
+	for _, key := range n.journal.Keys(metaVector) {
+		m := journal.Meta{Key: key}
+		if index, err := strconv.ParseUint(strings.TrimPrefix(key, metaVector), 10, 24); err == nil && index < uint64(len(durable)) && durable[index] > 0 {
+			m.Value = binary.BigEndian.AppendUint64(nil, durable[index])
+		}
+		b.Meta = append(b.Meta, m)
+	}
+}
+
+// bringOrigins forgets the origins that are gone, then adds what has become known of others: they may have the same indices.
+func (n *Node) bringOrigins(b *journal.Batch) broughtOrigins {
+	o := n.replica.disk.take()
+	for _, index := range o.dropped {
 		b.Meta = append(b.Meta, journal.Meta{Key: originKey(index)}, journal.Meta{Key: vectorKey(index)})
 	}
-	for _, o := range origins {
+	for _, o := range o.origins {
 		b.Meta = append(b.Meta, journal.Meta{Key: originKey(o.Index), Value: appendOrigin(nil, o)})
 	}
-	return origins
+	return o
 }
 
 // An origin on disk: id 8 | sealed 8 | expires 4 | name of the node.
@@ -258,7 +276,7 @@ func (n *Node) committed(b *journal.Batch, err error) {
 	case *writing:
 		if err != nil {
 			n.own[w.lane] = origin{} // a number may be on disk or not: it is never given again
-			n.replica.disk.add(w.origins, nil)
+			n.replica.disk.again(w.origins)
 		} else {
 			for _, e := range w.entries {
 				n.onDisk.holds(e.record.Shape)
@@ -274,7 +292,7 @@ func (n *Node) committed(b *journal.Batch, err error) {
 		n.replica.peerCommitted(b, err)
 	case *housekeeping:
 		if err != nil {
-			n.replica.disk.add(w.origins, nil)
+			n.replica.disk.again(w.origins)
 			return
 		}
 		if w.policy != nil {
@@ -359,6 +377,7 @@ func (n *Node) start(ctx context.Context) error {
 		if _, repaired := n.journal.Get(metaRepaired); repaired && !n.members.lone() {
 			n.log.Warn("the journal was repaired: what it lacks is fetched from other nodes")
 			disk.distrust()
+			n.onDisk.distrusted = true
 		}
 	}
 	if err := n.replica.begin(disk.state(n.cfg.Name, n.deadlineOf)); err != nil {

@@ -211,8 +211,8 @@ type peerWrite struct {
 	vector  []replication.VectorEntry
 	indices []uint32 // of origins in the dots
 	shapes  []revocation.ShapeID
-	origins []replication.Origin // that the batch brought
-	mend    *mending             // a piece of what the disk had missed
+	origins broughtOrigins // that the batch brought
+	mend    *mending       // a piece of what the disk had missed
 }
 
 // keep sends records of peers to the disk; mu is held.
@@ -308,7 +308,7 @@ func (r *replica) done(b *journal.Batch, err error) {
 	r.bytes -= len(b.Records) + 64
 	r.room.Broadcast()
 	if err != nil {
-		r.disk.add(w.origins, nil)
+		r.disk.again(w.origins)
 		if !r.missed && !errors.Is(err, journal.ErrClosed) {
 			r.n.log.Warn("the disk does not take what peers send; memory goes on", "error", err)
 		}
@@ -401,11 +401,17 @@ func (r *replica) mended(m *mending) {
 	r.stepLocked(replication.Journaled{Token: m.token})
 }
 
+// broughtOrigins is what a batch brings: dropped first.
+type broughtOrigins struct {
+	origins []replication.Origin
+	dropped []uint32 // indices; one of origins may have it by now
+}
+
 func (d *news) add(origins []replication.Origin, dropped []uint32) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, o := range origins {
-		d.origins[o.Index] = o // if the index was dropped, that is written first: its vector was another origin's
+		d.origins[o.Index] = o
 	}
 	for _, index := range dropped {
 		d.dropped[index] = true
@@ -413,17 +419,31 @@ func (d *news) add(origins []replication.Origin, dropped []uint32) {
 	}
 }
 
+// again takes back what a batch has not brought to the disk; what has come since is newer.
+func (d *news) again(b broughtOrigins) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, o := range b.origins {
+		if _, newer := d.origins[o.Index]; !newer && !d.dropped[o.Index] {
+			d.origins[o.Index] = o
+		}
+	}
+	for _, index := range b.dropped {
+		d.dropped[index] = true
+	}
+}
+
 // take returns what has to be written, and forgets it.
-func (d *news) take() (origins []replication.Origin, dropped []uint32) {
+func (d *news) take() (b broughtOrigins) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, o := range d.origins {
-		origins = append(origins, o)
+		b.origins = append(b.origins, o)
 	}
 	for index := range d.dropped {
-		dropped = append(dropped, index)
+		b.dropped = append(b.dropped, index)
 	}
 	clear(d.origins)
 	clear(d.dropped)
-	return origins, dropped
+	return b
 }

@@ -268,6 +268,13 @@ func TestRepairedNode(t *testing.T) {
 		write("a", fmt.Sprint("x", i))
 		write("b", fmt.Sprint("y", i))
 	}
+	// And something that nobody can bring back now.
+	lost := &journal.Batch{Meta: []journal.Meta{
+		{Key: originKey(77), Value: appendOrigin(nil, replication.Origin{ID: 77, Node: "gone"})}, {Key: vectorKey(77), Value: []byte{0, 0, 0, 0, 0, 0, 0, 9}},
+	}}
+	if err := m.nodes["b"].journal.Append(t.Context(), lost); err != nil {
+		t.Fatal(err)
+	}
 	m.stops["b"]()
 	dir := m.nodes["b"].cfg.Dir
 	files, err := filepath.Glob(filepath.Join(dir, "wal", "*.wal"))
@@ -296,6 +303,36 @@ func TestRepairedNode(t *testing.T) {
 				t.Fatalf("%s: %+v", jti, v)
 			}
 		}
+	}
+	n := m.nodes["b"]
+	if err := n.keepHouse(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := n.journal.Get(metaRepaired); ok {
+		t.Error("the vector is never believed again")
+	}
+	if b, ok := n.journal.Get(vectorKey(77)); ok {
+		t.Errorf("the vector on disk claims %x of what was lost", b)
+	}
+}
+
+// The index of an origin that was dropped may be that of another one before a batch has said so, or after one has failed to.
+func TestOriginIndexAgain(t *testing.T) {
+	n, stop := runNode(t, Config{Dir: t.TempDir()})
+	defer stop()
+	d := &n.replica.disk
+	d.add(nil, []uint32{5})
+	d.add([]replication.Origin{{Index: 5, ID: 9, Node: "new"}}, nil)
+	failed := d.take()
+	d.add([]replication.Origin{{Index: 5, ID: 9, Node: "new", Sealed: 3}}, nil)
+	d.again(failed)
+	b := new(journal.Batch)
+	n.bringOrigins(b)
+	if len(b.Meta) != 3 || b.Meta[0].Value != nil || b.Meta[1].Key != vectorKey(5) || b.Meta[1].Value != nil {
+		t.Fatalf("%q", b.Meta)
+	}
+	if o, err := parseOrigin(b.Meta[2].Value); err != nil || o.Sealed != 3 {
+		t.Errorf("%+v %v", o, err)
 	}
 }
 

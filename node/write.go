@@ -239,9 +239,9 @@ type writing struct {
 	node     *Node
 	lane     replication.Lane
 	entries  []entry
-	covering []replication.Dot    // of records that cover what was asked for
-	blocks   []revocation.Record  // blocks and unblocks among the entries, or covered
-	origins  []replication.Origin // that the batch brought to the disk
+	covering []replication.Dot   // of records that cover what was asked for
+	blocks   []revocation.Record // blocks and unblocks among the entries, or covered
+	origins  broughtOrigins      // that the batch brought to the disk
 }
 
 // entry is one record; shape is its definition.

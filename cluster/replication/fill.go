@@ -260,8 +260,8 @@ func (r *Replica) fillDefinition(w *writer, p *peer, id uint64) {
 	if p.defs[id] {
 		return
 	}
-	p.defs[id] = true
-	if d := r.store.Definition(id); d != nil {
+	if d := r.store.Definition(id); d != nil { // else it was forgotten with its records; others may come
+		p.defs[id] = true
 		w.frame(frameDefine)
 		w.b = append(w.b, d...)
 		w.end()

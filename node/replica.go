@@ -305,7 +305,14 @@ func (r *replica) peerCommitted(b *journal.Batch, err error) {
 
 func (r *replica) done(b *journal.Batch, err error) {
 	w := b.User.(*peerWrite)
+	full := r.bytes > maxPeerBytes
 	r.bytes -= len(b.Records) + 64
+	if full && r.bytes <= maxPeerBytes {
+		now := r.n.cfg.Clock.Mono()
+		for _, s := range r.sessions {
+			s.heard = now // nobody listened
+		}
+	}
 	r.room.Broadcast()
 	if err != nil {
 		r.disk.again(w.origins)

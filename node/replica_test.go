@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/internal/clock/clocktest"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/revocation"
 )
@@ -532,5 +533,45 @@ func TestBacklogMovesByItself(t *testing.T) {
 			t.Fatal("it stays")
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// While the disk is far behind, a session that ends does not wait for it, and one that goes on is not taken for silent afterwards.
+func TestFarBehind(t *testing.T) {
+	clk := clocktest.New(start)
+	n, stop := runNode(t, Config{Clock: clk, Cluster: &ClusterConfig{StartAlone: true}})
+	defer stop()
+	r := n.replica
+	begin := func(name string) (end func(), ended chan error) {
+		a, b := newPipe()
+		ctx, cancel := context.WithCancel(t.Context())
+		ended = make(chan error, 1)
+		go func() { ended <- n.Session(ctx, a, SessionPeer{Name: name}) }()
+		if err := b.Send(nil); err != nil {
+			t.Fatal(err)
+		}
+		return cancel, ended
+	}
+	r.mu.Lock()
+	r.bytes = maxPeerBytes + 100
+	r.mu.Unlock()
+	end, ended := begin("x")
+	endOther, otherEnded := begin("y")
+	defer func() { endOther(); <-otherEnded }()
+	for ok := false; !ok; time.Sleep(time.Millisecond) {
+		ok = r.connected("x") && r.connected("y")
+	}
+	time.Sleep(10 * time.Millisecond) // most often the readers wait then
+	end()
+	<-ended
+	clk.Advance(2 * silent)
+	r.mu.Lock()
+	r.done(&journal.Batch{Records: make([]byte, 100), User: new(peerWrite)}, nil)
+	r.mu.Unlock()
+	r.closeSilent()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.byName["y"]; s == nil || s.over() {
+		t.Error("it was not listened to, and called silent")
 	}
 }

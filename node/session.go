@@ -63,6 +63,15 @@ func (s *session) fail(err error) {
 	})
 }
 
+func (s *session) over() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // Session exchanges records with another replica over a stream until one of them ends it, and returns why. It closes the stream. One session for each node is kept:
 // of two that cross, the one that the node with the lesser name has dialed.
 func (n *Node) Session(ctx context.Context, stream Stream, peer SessionPeer) error {
@@ -72,7 +81,12 @@ func (n *Node) Session(ctx context.Context, stream Stream, peer SessionPeer) err
 		return err
 	}
 	defer n.replica.close(s)
-	defer context.AfterFunc(ctx, func() { s.fail(ctx.Err()) })()
+	defer context.AfterFunc(ctx, func() {
+		s.fail(ctx.Err())
+		n.replica.mu.Lock()
+		defer n.replica.mu.Unlock()
+		n.replica.room.Broadcast() // its reader need not wait for the disk
+	})()
 	var writer sync.WaitGroup
 	writer.Go(func() { n.replica.write(s) })
 	n.replica.read(s)
@@ -100,6 +114,7 @@ func (r *replica) open(stream Stream, peer SessionPeer) (*session, error) {
 		// The other side would not begin another one if it still had this one.
 		old.fail(fmt.Errorf("%w: replaced by a newer one", ErrSession))
 		r.forget(old)
+		r.room.Broadcast()
 	}
 	r.lastPeer++
 	s := &session{id: r.lastPeer, peer: peer, stream: stream, wake: make(chan struct{}, 1), ended: make(chan struct{}), heard: r.n.cfg.Clock.Mono()}
@@ -164,7 +179,7 @@ func (r *replica) read(s *session) {
 			return
 		}
 		r.mu.Lock()
-		for r.bytes > maxPeerBytes && !r.ended {
+		for r.bytes > maxPeerBytes && !r.ended && !s.over() {
 			r.room.Wait()
 		}
 		s.heard = r.n.cfg.Clock.Mono()

@@ -149,7 +149,9 @@ func call[Req, Res any](ctx context.Context, c *cli, m method[Req, Res], req *Re
 			return res.Msg, nil
 		}
 		arrived = arrived || !connect.IsWireError(err) && !errors.Is(err, syscall.ECONNREFUSED) && !noHandshake(err)
-		again := connect.CodeOf(err) == connect.CodeUnavailable && attempt < len(retries) && !noHandshake(err)
+		// A connection that the other side ends at once may look canceled: the next attempt tells why.
+		ended := connect.CodeOf(err) == connect.CodeCanceled && ctx.Err() == nil
+		again := (connect.CodeOf(err) == connect.CodeUnavailable || ended) && attempt < len(retries) && !noHandshake(err)
 		if again {
 			select {
 			case <-time.After(retries[attempt]):

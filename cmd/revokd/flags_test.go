@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -85,5 +86,60 @@ func TestFlagsInDocuments(t *testing.T) {
 	}
 	if wrong, _ := wrongFlags("`revokd revoke --tokn x` and revokd dev token --sub a --sbu b", known); len(wrong) != 2 {
 		t.Errorf("%q", wrong)
+	}
+}
+
+// TestOperations: the handbook has a row for every flag of an agent.
+func TestOperations(t *testing.T) {
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := ""
+	for line := range strings.Lines(string(text)) {
+		if column, _, ok := strings.Cut(strings.TrimPrefix(line, "|"), "|"); ok && strings.HasPrefix(line, "|") {
+			rows += column
+		}
+	}
+	for name := range flagsOf()["agent"] {
+		if name != "help" && !strings.Contains(rows, "`--"+name+"`") {
+			t.Errorf("docs/operations.md has no row for --%s", name)
+		}
+	}
+}
+
+// TestPromises: every test that docs/promises.md names is there.
+func TestPromises(t *testing.T) {
+	text, err := os.ReadFile("../../docs/promises.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{} // true: found
+	for _, name := range regexp.MustCompile("`(Test[A-Za-z]+)`").FindAllStringSubmatch(string(text), -1) {
+		names[name[1]] = false
+	}
+	if len(names) < 10 {
+		t.Fatalf("only %d tests are named", len(names))
+	}
+	declared := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	err = filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		for _, m := range declared.FindAllStringSubmatch(string(source), -1) {
+			if _, named := names[m[1]]; named {
+				names[m[1]] = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, found := range names {
+		if !found {
+			t.Errorf("docs/promises.md names %s, which does not exist", name)
+		}
 	}
 }

@@ -381,7 +381,7 @@ func TestClientFailover(t *testing.T) {
 	noLeaks(t)
 	rounds := fromEnv(t, "REVOKD_FAILOVER_ROUNDS", 3)
 	const staleness = 2 * time.Second
-	f := newFleet(t, 3)
+	f := newFleet(t, 3, "--max-staleness", staleness.String())
 	first := open(t, replica.Config{Addrs: addrs(f.nodes[0])})
 	const base = 50_000
 	if _, err := first.RevokeAll(t.Context(), func(yield func(replica.Item) bool) {

@@ -424,30 +424,38 @@ func (m *membership) dialMissing(ctx context.Context, g *errgroup.Group) {
 	}
 }
 
-// wanted returns the members that this node should have a session with, and their addresses: all of them in a small
-// cluster; in a large one those at distances of powers of two on a ring of names, which dial this one likewise. A voter is wanted whatever gossip says of
-// it: gossip may be cut where sessions are not, and whoever has its key can have anybody declared dead.
+// wanted returns the members that this node should have a session with, and their addresses.
 func (m *membership) wanted() map[string]string {
-	config := m.status.Load().Config
-	members := m.gossip.Members()
-	members = slices.DeleteFunc(members, func(p cluster.Member) bool {
-		voter := slices.ContainsFunc(config.Voters, func(v voters.Voter) bool { return v.Name == p.Name })
-		return p.Meta.APIAddr == "" || p.Status == cluster.Left || p.Name != m.n.cfg.Name && p.Status == cluster.Dead && !voter
-	})
-	list := make(map[string]string)
-	self := slices.IndexFunc(members, func(p cluster.Member) bool { return p.Name == m.n.cfg.Name })
-	for i, p := range members {
-		if i == self || self < 0 {
-			continue
-		}
-		distance := (i - self + len(members)) % len(members)
-		if back := len(members) - distance; len(members) <= MeshSize || distance&(distance-1) == 0 || back&(back-1) == 0 {
-			list[p.Name] = p.Meta.APIAddr
-		}
-	}
+	list := neighbours(m.gossip.Members(), m.status.Load().Config, m.n.cfg.Name)
 	for name := range m.dials {
 		if list[name] == "" && !m.dials[name].busy {
 			delete(m.dials, name)
+		}
+	}
+	return list
+}
+
+// neighbours are all members in a small cluster; in a large one those at distances of powers of two on a ring of names, which dial this one
+// likewise, and between voters and everybody: who acknowledges is asked directly. A voter is wanted whatever gossip says of
+// it: gossip may be cut where sessions are not, and whoever has its key can have anybody declared dead.
+func neighbours(members []cluster.Member, config voters.Config, name string) map[string]string {
+	votes := func(name string) bool {
+		return slices.ContainsFunc(config.Voters, func(v voters.Voter) bool { return v.Name == name })
+	}
+	members = slices.DeleteFunc(slices.Clone(members), func(p cluster.Member) bool {
+		return p.Meta.APIAddr == "" || p.Status == cluster.Left || p.Name != name && p.Status == cluster.Dead && !votes(p.Name)
+	})
+	list := make(map[string]string)
+	self := slices.IndexFunc(members, func(p cluster.Member) bool { return p.Name == name })
+	if self < 0 {
+		return list
+	}
+	for i, p := range members {
+		distance := (i - self + len(members)) % len(members)
+		back := len(members) - distance
+		near := len(members) <= MeshSize || distance&(distance-1) == 0 || back&(back-1) == 0
+		if i != self && (near || votes(name) || votes(p.Name)) {
+			list[p.Name] = p.Meta.APIAddr
 		}
 	}
 	return list

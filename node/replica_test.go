@@ -12,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/cluster/voters"
 	"github.com/revokd/revokd/internal/clock/clocktest"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/revocation"
@@ -573,5 +575,46 @@ func TestFarBehind(t *testing.T) {
 	defer r.mu.Unlock()
 	if s := r.byName["y"]; s == nil || s.over() {
 		t.Error("it was not listened to, and called silent")
+	}
+}
+
+// In a large cluster everybody has few sessions, all of them mutual, and one with each voter; everybody is reached in a few steps.
+func TestNeighbours(t *testing.T) {
+	var members []cluster.Member
+	for i := range 200 {
+		members = append(members, cluster.Member{Name: fmt.Sprintf("n%03d", i), Status: cluster.Alive, Meta: cluster.Meta{APIAddr: "a", State: cluster.Ready}})
+	}
+	members[7].Status = cluster.Dead
+	members[100].Status = cluster.Dead
+	config := voters.Config{Number: 1, Voters: []voters.Voter{{Name: "n003"}, {Name: "n100"}}}
+	steps := map[string]int{"n000": 0}
+	for queue := []string{"n000"}; len(queue) > 0; queue = queue[1:] {
+		list := neighbours(members, config, queue[0])
+		if len(list) > 20 && queue[0] != "n003" && queue[0] != "n100" {
+			t.Fatalf("%s has %d sessions", queue[0], len(list))
+		}
+		if queue[0] != "n003" && list["n003"] == "" || queue[0] != "n100" && list["n100"] == "" {
+			t.Fatalf("%s has no session with a voter", queue[0])
+		}
+		for name := range list {
+			if neighbours(members, config, name)[queue[0]] == "" {
+				t.Fatalf("%s wants %s and not the other way round", queue[0], name)
+			}
+			if _, seen := steps[name]; !seen {
+				steps[name] = steps[queue[0]] + 1
+				queue = append(queue, name)
+			}
+		}
+	}
+	for name, n := range steps {
+		if n > 3 {
+			t.Fatalf("%s is %d steps away", name, n)
+		}
+	}
+	if len(steps) != 199 {
+		t.Fatalf("%d members are reached, want all but the dead one that does not vote", len(steps))
+	}
+	if list := neighbours(members[:10], voters.Config{}, "n001"); len(list) != 8 {
+		t.Fatalf("a small cluster: %d sessions", len(list))
 	}
 }

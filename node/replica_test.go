@@ -15,6 +15,7 @@ import (
 	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/cluster/voters"
+	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/internal/clock/clocktest"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/revocation"
@@ -616,5 +617,69 @@ func TestNeighbours(t *testing.T) {
 	}
 	if list := neighbours(members[:10], voters.Config{}, "n001"); len(list) != 8 {
 		t.Fatalf("a small cluster: %d sessions", len(list))
+	}
+}
+
+// What a peer sent and the disk does not have yet covers a write, and does not acknowledge it.
+func TestCoveredByMemory(t *testing.T) {
+	fs := &failingFS{gate: make(chan struct{})}
+	m := newMesh(t, Config{Key: revocation.Key{1}, FS: fs}, "b")
+	m.names = []string{"a", "b"}
+	m.start("a", Config{Name: "a", Durability: DurabilityMemory, Key: revocation.Key{1}, Cluster: &ClusterConfig{}})
+	m.link("a", "b")
+	m.ready()
+	fs.fail.Store(1)
+	r := []revocation.Request{{Match: match(t, "iss=i,jti=x"), ExpiresAt: time.Now().Add(time.Hour).UnixMilli()}}
+	if _, _, err := m.nodes["a"].Write(t.Context(), r, WriteOptions{Ack: AckLocal}); err != nil {
+		t.Fatal(err)
+	}
+	c := claimsAt(t, time.Now(), "x")
+	m.until("b has it in memory", func() bool { return m.nodes["b"].Check(c).Status == revocation.Revoked })
+	results, _, err := m.nodes["b"].Write(t.Context(), r, WriteOptions{Ack: AckLocal, AckTimeout: 20 * time.Millisecond})
+	close(fs.gate)
+	if !errors.Is(err, ErrAck) || results[0].Outcome != OutcomeCovered {
+		t.Fatalf("%+v %v", results, err)
+	}
+	if _, _, err := m.nodes["b"].Write(t.Context(), r, WriteOptions{Ack: AckLocal}); err != nil { // the disk has been brought up to memory
+		t.Fatal(err)
+	}
+}
+
+// aheadClock is a wall clock that is ahead.
+type aheadClock struct{ clock.Clock }
+
+func (c aheadClock) Now() time.Time { return c.Clock.Now().Add(20 * time.Second) }
+
+// A block wins over an earlier unblock of a node whose clock is ahead: the later call gets the later stamp.
+func TestBlockBehindSkew(t *testing.T) {
+	m := newMesh(t, Config{Durability: DurabilityMemory, Key: revocation.Key{1}}, "b")
+	m.names = []string{"a", "b"}
+	cfg := Config{Name: "a", Durability: DurabilityMemory, Key: revocation.Key{1}, Clock: aheadClock{clock.System()}, Cluster: &ClusterConfig{}}
+	m.start("a", cfg)
+	m.nodes["b"].setVoters(replication.Voters{Number: 1, Hash: 7, Names: m.names}, true)
+	m.link("a", "b")
+	m.ready()
+	m.links["ab"]()
+	m.until("they are apart", func() bool { return !m.nodes["a"].replica.connected("b") && !m.nodes["b"].replica.connected("a") })
+	request := func(a revocation.Action) []revocation.Request {
+		return []revocation.Request{{Match: match(t, "iss=i,sub=alice"), Action: a}}
+	}
+	if _, _, err := m.nodes["a"].Write(t.Context(), request(revocation.Unblock), WriteOptions{Ack: AckLocal}); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := m.nodes["b"].Write(t.Context(), request(revocation.Block), WriteOptions{Ack: AckAll, AckTimeout: 20 * time.Second})
+		done <- err
+	}()
+	m.until("it is blocked on b", func() bool { return m.nodes["b"].Check(token(t, time.Now(), "")).Status == revocation.Revoked })
+	m.link("a", "b")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range m.names {
+		if v := m.nodes[name].Check(token(t, time.Now(), "")); v.Status != revocation.Revoked {
+			t.Errorf("%s: %+v", name, v)
+		}
 	}
 }

@@ -38,6 +38,7 @@ const patience = 20 * time.Second
 //
 //	agent [flags]           starts an agent with --dev and a free port; sets REVOKD_ADDR
 //	terminate, crash        ends it with SIGTERM and expects exit code 0; ends it with SIGKILL
+//	hangup                  sends it SIGHUP and waits until it has said what became of that
 //	ended                   waits until the agent has ended by itself, with exit code 0
 //	log regexp...           the agent's log has it (or not, with !)
 //	exits N program [args]  runs a program and expects that exit code
@@ -63,7 +64,7 @@ func TestScript(t *testing.T) {
 			return os.Mkdir(home, 0o700)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"agent": cmdAgent, "terminate": cmdTerminate, "crash": cmdCrash, "ended": cmdEnded, "log": cmdLog, "exits": cmdExits, "token": cmdToken, "login": cmdLogin,
+			"agent": cmdAgent, "terminate": cmdTerminate, "hangup": cmdHangup, "crash": cmdCrash, "ended": cmdEnded, "log": cmdLog, "exits": cmdExits, "token": cmdToken, "login": cmdLogin,
 			"claim": cmdClaim, "active": cmdVerdict(exitOK), "revoked": cmdVerdict(exitRevoked), "unknown": cmdVerdict(exitUnknown),
 			"http": cmdHTTP, "write": cmdWrite, "listen": cmdListen, "damage": cmdDamage,
 		},
@@ -126,6 +127,21 @@ func cmdTerminate(ts *testscript.TestScript, _ bool, _ []string) {
 	p := agentOf(ts).take(ts)
 	ts.Check(p.Signal(syscall.SIGTERM))
 	awaitEnd(ts, p)
+}
+
+func cmdHangup(ts *testscript.TestScript, _ bool, _ []string) {
+	p := agentOf(ts).process
+	if p == nil {
+		ts.Fatalf("no agent is running")
+	}
+	said := func() int { return strings.Count(p.Stderr(), "reloaded") }
+	before := said()
+	ts.Check(p.Signal(syscall.SIGHUP))
+	for deadline := time.Now().Add(patience); said() == before; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("nothing came of SIGHUP; log:\n%s", p.Stderr())
+		}
+	}
 }
 
 func cmdEnded(ts *testscript.TestScript, _ bool, _ []string) { awaitEnd(ts, agentOf(ts).take(ts)) }

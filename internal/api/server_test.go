@@ -526,6 +526,23 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// Before it stops accepting, it says for a while that it will: whoever sends callers here looks at /readyz.
+func TestLinger(t *testing.T) {
+	f := start(t, func(c *setup) { c.api.Linger = 3 * time.Second })
+	stopped := make(chan error, 1)
+	go func() { stopped <- f.stop() }()
+	eventually(t, "a new connection is told that the node is not ready", func() bool {
+		res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get(f.url + "/readyz")
+		if err != nil {
+			t.Fatalf("it accepts no more: %v", err)
+		}
+		return res.Body.Close() == nil && res.StatusCode == http.StatusServiceUnavailable
+	})
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
+
 // After the time for that it cuts off.
 func TestDrainEnds(t *testing.T) {
 	f := start(t, func(c *setup) { c.api.Drain = 50 * time.Millisecond })

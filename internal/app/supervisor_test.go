@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"net"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -10,6 +11,11 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"connectrpc.com/connect"
+
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 )
 
 // patient is a node whose state a test sets.
@@ -133,4 +139,29 @@ func TestAgentTellsItsSupervisor(t *testing.T) {
 	hear("WATCHDOG=1")
 	r.end()
 	hear("STOPPING=1")
+}
+
+// A node that is told to end says good-bye to the others: they do not have to find out.
+func TestGoodBye(t *testing.T) {
+	start := func(name string, join ...string) *running {
+		return run(t, AgentConfig{
+			Dev: true, NodeName: name, APIAddr: "127.0.0.1:0", DataDir: t.TempDir(),
+			Cluster: ClusterConfig{GossipAddr: "127.0.0.1:0", Join: join},
+		})
+	}
+	n1 := start("n1")
+	n2 := start("n2", n1.url)
+	members := revokdv1connect.NewClusterServiceClient(http.DefaultClient, n1.url)
+	status := func(want string) func() bool {
+		return func() bool {
+			res, err := members.Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
+			if err != nil {
+				return false
+			}
+			return slices.ContainsFunc(res.Msg.GetMembers(), func(m *revokdv1.Member) bool { return m.GetName() == "n2" && m.GetStatus() == want })
+		}
+	}
+	eventually(t, "n2 is there", status("alive"))
+	n2.end()
+	eventually(t, "n2 has left", status("left"))
 }

@@ -131,7 +131,7 @@ func (r *replica) acknowledged(ctx context.Context, needs []replication.Dot, lev
 	if limit == 0 {
 		limit = r.n.cfg.AckTimeout
 	}
-	w := &waiter{needs: needs, barriers: make(map[string][]replication.VectorEntry), level: level, done: make(chan struct{})}
+	w := &waiter{needs: latest(needs), barriers: make(map[string][]replication.VectorEntry), level: level, done: make(chan struct{})}
 	r.mu.Lock()
 	receipt, ok := r.receipt(w)
 	if ok && level == AckLocal {

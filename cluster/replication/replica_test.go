@@ -383,3 +383,57 @@ func TestOriginsAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// When a clone is noticed in one lane, records of this run may be on their way to the disk under the origin of the other, too.
+func TestCloneNoticedInOneLane(t *testing.T) {
+	r, err := New(testConfig("a"), newTable(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := Now{Mono: time.Second}
+	var index [lanes]uint32
+	for lane := range Lane(lanes) {
+		if index[lane], err = r.NewOrigin(MakeOrigin(uint64(100+lane), lane)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.Step(now, Written{Index: index[Urgent], First: 1, Records: []Record{testRecord(1, 1)}})
+	r.fence()
+	next, err := r.NewOrigin(MakeOrigin(200, Bulk))
+	if err != nil || next == index[Bulk] {
+		t.Fatalf("index %d again: %v", next, err)
+	}
+	r.Step(now, Written{Index: index[Bulk], First: 1, Records: []Record{testRecord(2, 2)}})
+	if len(r.unnamed) == 0 || len(r.Own()) != 0 {
+		t.Errorf("%d records wait for other numbers, %v", len(r.unnamed), r.Own())
+	}
+	r.Step(now, Written{Index: next, First: 1, Records: []Record{testRecord(3, 3)}})
+	if own := r.Own(); len(own) != 1 || own[0] != MakeDot(next, 1) {
+		t.Errorf("%v", own)
+	}
+}
+
+// A disk that takes nothing for long costs no more memory with each message, and what it then takes counts.
+func TestRaisesAreBounded(t *testing.T) {
+	r, err := New(testConfig("a"), newTable(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := r.reg.add(Origin{ID: 101, Node: "b"})
+	const n = 3 * maxRaises
+	for i := range uint64(n) {
+		r.out.reset()
+		o.applied = i + 1
+		r.keep([]Record{testRecord(i, i)}, []Dot{MakeDot(o.Index, i+1)}, VectorEntry{o.Index, i + 1})
+		r.flush()
+	}
+	if len(r.raises) > maxRaises {
+		t.Errorf("%d wait", len(r.raises))
+	}
+	if r.journaled(n - 1); o.durable >= n-1 {
+		t.Errorf("durable up to %d", o.durable)
+	}
+	if r.journaled(n); o.durable != n {
+		t.Errorf("durable up to %d of %d", o.durable, n)
+	}
+}

@@ -123,6 +123,7 @@ type waiter struct {
 	barriers map[string][]replication.VectorEntry
 	level    Ack
 	done     chan struct{}
+	receipt  Receipt // valid once done is closed
 }
 
 // acknowledged waits until dots are durable on as many voters as a level asks for, and this replica has seen all that those had
@@ -156,7 +157,7 @@ func (r *replica) acknowledged(ctx context.Context, needs []replication.Dot, lev
 	r.settle()
 	select {
 	case <-w.done: // in the last moment
-		err = nil
+		return w.receipt, nil // of then: who has confirmed may be away by now
 	default:
 		r.waiters = slices.DeleteFunc(r.waiters, func(x *waiter) bool { return x == w })
 	}
@@ -200,8 +201,9 @@ func latest(dots []replication.Dot) []replication.Dot {
 // settle ends the waiters whose level is reached; mu is held.
 func (r *replica) settle() {
 	r.waiters = slices.DeleteFunc(r.waiters, func(w *waiter) bool {
-		_, ok := r.receipt(w)
+		receipt, ok := r.receipt(w)
 		if ok {
+			w.receipt = receipt
 			close(w.done)
 		}
 		return ok

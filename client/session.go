@@ -23,7 +23,7 @@ const (
 	// silent is how long a node may say nothing before another one is tried: it is asked something every maxProbeEvery at least. Nodes are as patient.
 	silent = 5 * time.Second
 	// settled is how long a session must have lasted for the next pause to be a short one.
-	settled = 10 * time.Second
+	settled = time.Second
 )
 
 // stream is a session with a node.

@@ -271,7 +271,9 @@ func (a *agent) identity(ctx context.Context) (issuers []token.Issuer, key revoc
 func (a *agent) tellIdentity() *revokdv1.IdentityResponse {
 	answer := proto.Clone(a.identityAnswer).(*revokdv1.IdentityResponse)
 	if g := a.node.Gossip(); g != nil {
-		answer.GossipAddr = g.Local().Addr.String()
+		if at := g.Local().Addr; at.IsValid() { // not before it has begun
+			answer.GossipAddr = at.String()
+		}
 	}
 	return answer
 }

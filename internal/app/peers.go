@@ -219,6 +219,28 @@ func (a *agent) otherKeys(ctx context.Context, members []cluster.Member, req *re
 	return list
 }
 
+var errNoGossip = errors.New("it does not gossip yet")
+
+// awaitIdentity asks until the other node knows where it gossips, which it does a moment after it listens.
+func awaitIdentity(ctx context.Context, service revokdv1connect.ClusterServiceClient) (*revokdv1.IdentityResponse, error) {
+	t := time.NewTicker(50 * time.Millisecond)
+	defer t.Stop()
+	for {
+		res, err := service.Identity(ctx, connect.NewRequest(&revokdv1.IdentityRequest{}))
+		if err != nil {
+			return nil, err
+		}
+		if res.Msg.GetGossipAddr() != "" {
+			return res.Msg, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errNoGossip
+		case <-t.C:
+		}
+	}
+}
+
 // devJoin asks a running dev node for the secrets of its cluster and for where it gossips.
 func (a *agent) devJoin(ctx context.Context, addrs []string) (*revokdv1.IdentityResponse, error) {
 	var errs error
@@ -230,10 +252,10 @@ func (a *agent) devJoin(ctx context.Context, addrs []string) (*revokdv1.Identity
 		client, scheme := a.peerTransport("")
 		service := revokdv1connect.NewClusterServiceClient(client, scheme+"://"+addr)
 		callCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		res, err := service.Identity(callCtx, connect.NewRequest(&revokdv1.IdentityRequest{}))
+		told, err := awaitIdentity(callCtx, service)
 		cancel()
 		if err == nil {
-			return res.Msg, nil
+			return told, nil
 		}
 		errs = errors.Join(errs, fmt.Errorf("--join %s: with --dev this is the API address of a running node, such as %s: %w", addr, DefaultAPIAddr, err))
 	}

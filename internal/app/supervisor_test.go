@@ -41,26 +41,33 @@ func TestSupervise(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		node := &patient{waiting: []string{"no other node\nhas been met"}}
-		refuse := true
-		var said []string
+		var refuse atomic.Bool
+		refuse.Store(true)
+		heard := make(chan string, 200)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			supervise(ctx, 3*time.Second, node, func(lines ...string) bool {
-				if !refuse {
-					said = append(said, lines...)
+				if refuse.Load() {
+					return false
 				}
-				return !refuse
+				for _, line := range lines {
+					heard <- line
+				}
+				return true
 			})
 		}()
 		pass := func(d time.Duration) []string {
-			said = nil
 			time.Sleep(d)
 			synctest.Wait()
+			var said []string
+			for len(heard) > 0 {
+				said = append(said, <-heard)
+			}
 			return said
 		}
 		pass(time.Second)
-		refuse = false
+		refuse.Store(false)
 		if got := pass(time.Second); !slices.Equal(got, []string{"STATUS=no other node has been met", "WATCHDOG=1"}) {
 			t.Errorf("before the journal is read: %q", got)
 		}

@@ -459,6 +459,8 @@ func TestClientFailover(t *testing.T) {
 		l.mu.Lock()
 		*m = restarted
 		l.mu.Unlock()
+		// A session that ends within a second makes the client wait longer for the next: that is for nodes that cannot hold one.
+		time.Sleep(1200 * time.Millisecond)
 	}
 	stopWriting()
 	writers.Wait()

@@ -33,7 +33,7 @@ func (h *host) sent() int {
 // Five nodes that nobody uses send each other at most a kilobyte a second, sessions and gossip, TLS and all headers included.
 // REVOKD_IDLE_SECONDS is for how long they are watched.
 func TestIdleTraffic(t *testing.T) {
-	seconds := fromEnv(t, "REVOKD_IDLE_SECONDS", 5)
+	seconds := fromEnv(t, "REVOKD_IDLE_SECONDS", 15)
 	w := newNetwork(t, 5, "--max-staleness", "30s") // as it is unless somebody asks for another
 	w.form()
 	time.Sleep(5 * time.Second) // what a start leaves to say

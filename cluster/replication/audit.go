@@ -14,8 +14,9 @@ const (
 	auditAhead   = 5 * 60 // seconds: what expires sooner is not summed, so that expiry is no difference
 	auditMost    = 64     // leaves exchanged in one audit; the next one follows at once
 	auditLife    = 2 * time.Minute
-	auditPiece   = 4096    // records looked at between two steps
-	maxLeaf      = 100_000 // records of a leaf that are sent
+	auditPiece   = 4096             // records looked at in one step
+	auditPause   = time.Millisecond // between two pieces, so that an audit takes a small part of the processor
+	maxLeaf      = 100_000          // records of a leaf that are sent
 	auditPending = 10 * time.Second
 )
 
@@ -76,9 +77,6 @@ func (s *sums) top() []uint64 {
 	}
 	return t
 }
-
-// auditPause is between two pieces, so that an audit takes a small part of the processor.
-func (r *Replica) auditPause() time.Duration { return time.Millisecond }
 
 // runAudit begins an audit when it is time, and goes on with what is under way.
 func (r *Replica) runAudit() {

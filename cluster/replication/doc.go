@@ -25,7 +25,7 @@
 //	         serve parts of the key space; the vector rises when all parts have arrived
 //	audit    two replicas compare sums over what both vectors cover; differences, which vectors cannot see, are exchanged
 //
-// Full mesh up to [Config.Fanout] peers for each node; in larger clusters each node keeps sessions with a few, and pulls relay.
+// The host chooses with whom it holds sessions: in a small cluster everybody with everybody; in a large one each with a few, and pulls relay.
 //
 // # Concurrency
 //

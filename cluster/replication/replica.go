@@ -750,8 +750,7 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 	run := b
 	direct := p.name == o.Node
 	taken := first - 1
-	var refused error
-	broken := false
+	var broken error // ends the session
 	for number := first; len(b) > 0; b, number = b[RecordSize:], number+1 {
 		rec := (*Record)(b)
 		if r.cfg.Mutant != nil && r.without("skip-record") && number%20 == 19 {
@@ -760,10 +759,11 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		}
 		m, err := r.store.Merge(rec, MakeDot(o.Index, number), r.now, direct)
 		if err != nil {
-			if broken = errors.Is(err, ErrDefinition); !broken {
+			if errors.Is(err, ErrDefinition) {
+				broken = err
+			} else {
 				r.refuse(o, err)
 			}
-			refused = err
 			break
 		}
 		if m.Changed {
@@ -783,10 +783,7 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 	if gap && !r.without("raise-early") {
 		r.heard(o, last)
 		r.keep(records, dots)
-		if broken {
-			return refused
-		}
-		return nil
+		return broken
 	}
 	if taken >= first {
 		if !gap {
@@ -804,10 +801,7 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		r.wakeClients()
 		r.keep(records, dots, VectorEntry{o.Index, o.applied})
 	}
-	if broken {
-		return refused
-	}
-	return nil
+	return broken
 }
 
 // refuse notes that the store takes no more of an origin for now: its vector stays, and views that need it grow old.
@@ -1126,7 +1120,7 @@ func (r *Replica) Deadline() time.Duration {
 		next = min(next, r.now.Mono+r.cfg.ReissueAfter)
 	}
 	if r.audit != nil || r.served != nil && !r.served.done {
-		next = min(next, r.now.Mono+r.auditPause())
+		next = min(next, r.now.Mono+auditPause)
 	}
 	for _, p := range r.order {
 		if p.hello && p.version < r.version && !p.woken {

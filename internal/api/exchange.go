@@ -42,7 +42,6 @@ func (s replicas) Exchange(ctx context.Context, stream *connect.BidiStream[revok
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(ctx, func() {})()
 	go func() { // ends with the handler, by ctx
 		select {
 		case <-s.stopping:

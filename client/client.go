@@ -315,8 +315,8 @@ func (c *Client) newCore(slack time.Duration, origins []replication.Origin, vect
 	return replication.New(replication.Config{
 		Name: c.cfg.Name, Boot: random(), KeyID: uint64(c.key.ID()), Client: true,
 		Deadline: func(rec *replication.Record) uint32 {
-			e := binary.BigEndian.Uint32(rec[32:])
-			if d := e + uint32(slack/time.Second); d > e {
+			until := view.RetainUntil(rec)
+			if d := until + uint32(slack/time.Second); d > until {
 				return d
 			}
 			return ^uint32(0)

@@ -52,7 +52,7 @@ func (n *Node) deadline(b []byte) int64 {
 	if err != nil {
 		return 1<<63 - 1
 	}
-	return int64(r.ExpiresAt) + int64(n.cfg.Slack/time.Second)
+	return int64(n.deadlineOf(r.RetainUntil()))
 }
 
 // live tells the journal whether a record is still needed: it is not if the table holds, from the same origin, a later one that
@@ -71,9 +71,9 @@ func (n *Node) live(b []byte) bool {
 	return !n.replica.superseded(r, held, holds)
 }
 
-// deadlineOf is until when a record that expires at a second is kept.
-func (n *Node) deadlineOf(expires uint32) uint32 {
-	if d := expires + uint32(n.cfg.Slack/time.Second); d > expires {
+// deadlineOf is until when a record that must be retained to a second is kept.
+func (n *Node) deadlineOf(until uint32) uint32 {
+	if d := until + uint32(n.cfg.Slack/time.Second); d > until {
 		return d
 	}
 	return ^uint32(0)
@@ -345,7 +345,7 @@ func (n *Node) start(ctx context.Context) error {
 				if err != nil {
 					return fmt.Errorf("a record in the journal: %w", err)
 				}
-				disk.note(replication.Dot(dot), record.ExpiresAt)
+				disk.note(replication.Dot(dot), record.RetainUntil())
 				if record.Shape != shape {
 					shape = record.Shape
 					n.onDisk.holds(shape)
@@ -410,14 +410,14 @@ type restored struct {
 	origins []replication.Origin
 	vector  []replication.VectorEntry
 	last    map[uint32]uint64 // largest number of a record, by index
-	latest  map[uint32]uint32 // latest ExpiresAt, by index
+	latest  map[uint32]uint32 // latest second to which a record must be retained, by index
 
 	untrusted bool
 }
 
-func (d *restored) note(dot replication.Dot, expires uint32) {
+func (d *restored) note(dot replication.Dot, until uint32) {
 	d.last[dot.Index()] = max(d.last[dot.Index()], dot.Number())
-	d.latest[dot.Index()] = max(d.latest[dot.Index()], expires)
+	d.latest[dot.Index()] = max(d.latest[dot.Index()], until)
 }
 
 // distrust makes the vector claim nothing: records are missing among those that it covers.
@@ -451,8 +451,8 @@ func (d *restored) state(name string, deadline func(uint32) uint32) ([]replicati
 		vector = append(vector, replication.VectorEntry{Index: index, Number: number})
 	}
 	latest := make(map[uint32]uint32)
-	for index, expires := range d.latest {
-		latest[index] = deadline(expires)
+	for index, until := range d.latest {
+		latest[index] = deadline(until)
 	}
 	return d.origins, vector, latest
 }

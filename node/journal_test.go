@@ -449,6 +449,37 @@ func TestSupersededOnDisk(t *testing.T) {
 	}
 }
 
+// A block that has ended stays on disk as what older ones are compared with: one of those that comes back after restarts brings nothing back.
+func TestEndedBlockOnDisk(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	user := match(t, "iss=i,sub=alice")
+	long := write(t, n, revocation.Request{Action: revocation.Block, Match: user}).Rule
+	old := n.table.Record(revocation.Revocation{Match: user, Shape: *long.Shape, Class: long.Class, Value: long.Value, ExpiresAt: long.ExpiresAt})
+	clk.Advance(time.Second)
+	write(t, n, revocation.Request{Action: revocation.Block, Match: user, ExpiresAt: start.Add(time.Hour).UnixMilli()})
+	for range 4 { // closed, then sorted, and swept
+		clk.Advance(24 * time.Hour)
+		expire(t, n)
+		stop()
+		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+		clk.Advance(11 * time.Minute)
+		expire(t, n)
+	}
+	defer func() { stop() }()
+	c := token(t, clk.Now(), "")
+	wantStatus(t, n, c, revocation.Active)
+	if _, err := n.table.Merge(old, 0, n.Now(), false); err != nil {
+		t.Fatal(err)
+	}
+	wantStatus(t, n, c, revocation.Active)
+	if until := n.deadline(must(appendEntry(nil, entry{record: old}))); until != int64(old.RetainUntil())+600 {
+		t.Errorf("on disk until %d", until)
+	}
+}
+
+func must(b []byte, _ error) []byte { return b }
+
 // A disk that does not take the changed policy does not end the node: it answers, is not ready, and says why.
 func TestPolicyRefusedByDisk(t *testing.T) {
 	dir, clk := t.TempDir(), clocktest.New(start)

@@ -164,7 +164,7 @@ func madeAt(r revocation.Record) (time.Time, bool) {
 }
 
 func expired(r revocation.Record, now time.Time) bool {
-	return time.Unix(int64(r.ExpiresAt), 0).Add(revocation.DefaultSlack).Before(now)
+	return time.Unix(int64(r.RetainUntil()), 0).Add(revocation.DefaultSlack).Before(now)
 }
 
 func (j *JournalReport) count(r revocation.Record, now time.Time, shapes map[revocation.ShapeID]bool) {

@@ -78,7 +78,7 @@ func (r *replica) begin(origins []replication.Origin, vector []replication.Vecto
 	core, err := replication.New(replication.Config{
 		Name: r.n.cfg.Name, Incarnation: r.incarnation, Boot: random(), KeyID: uint64(r.n.cfg.Key.ID()),
 		Digest:       func(rec *replication.Record) uint64 { return digest((*[revocation.RecordSize]byte)(rec)) },
-		Deadline:     func(rec *replication.Record) uint32 { return r.n.deadlineOf(binary.BigEndian.Uint32(rec[32:])) },
+		Deadline:     func(rec *replication.Record) uint32 { return r.n.deadlineOf(view.RetainUntil(rec)) },
 		DefinitionID: func(rec *replication.Record) uint64 { return binary.BigEndian.Uint64(rec[24:32]) },
 		Random:       random,
 		ProbeEvery:   r.n.cfg.ProbeEvery,

@@ -291,7 +291,7 @@ func (w *writing) add(plan revocation.Plan, reading clock.Reading) Result {
 		return Result{Err: err}
 	}
 	for _, e := range entries {
-		if _, err := n.table.Define(e.shape, e.record.ExpiresAt, now, true); err != nil {
+		if _, err := n.table.Define(e.shape, e.record.RetainUntil(), now, true); err != nil {
 			return Result{Err: err}
 		}
 	}
@@ -339,7 +339,7 @@ func (n *Node) merged(w *writing, err error) {
 	for i := range w.entries {
 		entry := &w.entries[i]
 		e.Records[i] = view.Encode(entry.record)
-		if _, err := n.table.Define(entry.shape, entry.record.ExpiresAt, now, false); err != nil {
+		if _, err := n.table.Define(entry.shape, entry.record.RetainUntil(), now, false); err != nil {
 			entry.err = err
 			continue
 		}

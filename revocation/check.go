@@ -218,7 +218,7 @@ func effect(r Record, s *shape, c *Claims, now uint32) effectKind {
 		return effectRevokes
 	case ClassBlock:
 		if now > r.ExpiresAt {
-			return effectNone // a block ends at its ExpiresAt; the slack only keeps it as what unblocks are compared with
+			return effectNone // it stays only as what others with an older stamp are compared with
 		}
 		return effectRevokes
 	case ClassUnblock, ClassKeep:

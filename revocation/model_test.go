@@ -32,9 +32,17 @@ func modelGroup(c Class) string {
 	return c.String()
 }
 
+// retained is how long a revocation is of interest: a block or unblock until the longest block with an older stamp has ended.
+func retained(r Revocation) int64 {
+	if modelGroup(r.Class) == "block" {
+		return (r.Value + 400*day + minute + 999) / 1000
+	}
+	return int64(r.ExpiresAt)
+}
+
 func (m *model) deadline(rules []Revocation) (latest int64) {
 	for _, r := range m.inForce(rules) {
-		latest = max(latest, int64(r.ExpiresAt)+m.slack)
+		latest = max(latest, retained(r)+m.slack)
 	}
 	return latest
 }
@@ -58,11 +66,11 @@ func (m *model) inForce(rules []Revocation) []Revocation {
 
 func (m *model) merge(r Revocation, now int64) {
 	sec := now / 1000
-	if int64(r.ExpiresAt)+m.slack < sec {
+	if retained(r)+m.slack < sec {
 		return
 	}
 	shape := r.Shape.String() + " " + modelGroup(r.Class)
-	m.live[shape] = max(m.live[shape], int64(r.ExpiresAt)+m.slack)
+	m.live[shape] = max(m.live[shape], retained(r)+m.slack)
 	key := shape
 	for _, c := range r.Match.claims {
 		key += fmt.Sprintf(" %q=%d:%q:%d", c.name, c.value.kind, c.value.s, c.value.n)

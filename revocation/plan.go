@@ -287,8 +287,8 @@ func (p *Policy) planBlock(r Request, now clocks) (Plan, error) {
 	return Plan{Revocations: []Revocation{rev}}, nil
 }
 
-// unblockExpiry outlives every block with an older stamp: those end at their stamp and the ceiling at the latest, and the
-// ceiling may have been lowered since.
-func unblockExpiry(stamp int64) uint32 {
-	return seconds(stamp + (MaxCeiling + MaxAheadAbsolute).Milliseconds())
-}
+// longestBlock is how far a block can end behind its stamp, in milliseconds, whatever the ceiling was when it was made.
+const longestBlock = int64((MaxCeiling + MaxAheadAbsolute) / time.Millisecond)
+
+// unblockExpiry outlives every block with an older stamp.
+func unblockExpiry(stamp int64) uint32 { return seconds(stamp + longestBlock) }

@@ -13,6 +13,8 @@ const RecordSize = 40
 const (
 	maxSlack     = 24 * time.Hour
 	maxExpiresAt = ^uint32(0) - uint32(maxSlack/time.Second)
+	// maxStamp is of blocks and unblocks: what they lift has ended by maxExpiresAt.
+	maxStamp = int64(maxExpiresAt)*1000 - longestBlock
 )
 
 // Class is the rule of a record. The numbers are append-only. A node stores and passes on classes it
@@ -118,7 +120,7 @@ type Record struct {
 	// the request for a keep. Times are Unix milliseconds.
 	Value     int64
 	Shape     ShapeID
-	ExpiresAt uint32 // Unix seconds: the last second in which a matching token can be alive
+	ExpiresAt uint32 // Unix seconds: the last second in which a matching token can be alive, or in which a block is in force
 	Class     Class
 	Reason    Reason
 	Flags     uint16 // none defined; kept as they are
@@ -169,6 +171,15 @@ func (r Record) Plausible(wall int64) error {
 	return nil
 }
 
+// RetainUntil returns the last second, in Unix time, for which a record is kept, the slack apart. It is its ExpiresAt, but for blocks and unblocks: they are
+// what others with an older stamp are compared with, whoever brings those, so they stay until the longest of those has ended, and their own effect ends before.
+func (r Record) RetainUntil() uint32 {
+	if r.Class.group() == ClassBlock {
+		return unblockExpiry(r.Value)
+	}
+	return r.ExpiresAt
+}
+
 func (r Record) valid() error {
 	switch {
 	case r.Class == 0:
@@ -177,6 +188,8 @@ func (r Record) valid() error {
 		return fmt.Errorf("%w: ExpiresAt out of range", ErrRecord)
 	case r.Class.known() && r.Class != ClassBelow && !inTimeRange(r.Value):
 		return fmt.Errorf("%w: value of a %s is no time", ErrRecord, r.Class)
+	case r.Class.group() == ClassBlock && (r.Value > maxStamp || r.ExpiresAt > r.RetainUntil()):
+		return fmt.Errorf("%w: stamp and ExpiresAt of a %s do not go together", ErrRecord, r.Class)
 	}
 	return nil
 }

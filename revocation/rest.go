@@ -70,7 +70,7 @@ func (t *Table) CheckWith(c *Claims, now int64, rest Rest) Verdict {
 // joined returns what table and rest hold under a fingerprint, the zero Record if that is nothing for certain, or in doubt.
 func (t *Table) joined(f Fingerprint, s *shape, class Class, now uint32, rest Rest) (r Record, holding Holding) {
 	other, holding := rest.Held(f)
-	if holding == Present && (t.deadline(other.ExpiresAt) < now || other.Shape != s.id || other.Class.group() != class.group()) {
+	if holding == Present && (t.deadline(other.RetainUntil()) < now || other.Shape != s.id || other.Class.group() != class.group()) {
 		holding = Absent
 	}
 	if it, ok := t.store.Lookup(f.key(), now); ok {

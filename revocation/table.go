@@ -71,7 +71,7 @@ func (t *Table) Policy() *Policy { return t.policy.Load() }
 // SetPolicy puts another policy in force, which must have been validated and is not to be changed afterwards; see [Policy.Succeed].
 func (t *Table) SetPolicy(p *Policy) { t.policy.Store(p) }
 
-func (t *Table) deadline(expiresAt uint32) uint32 { return addSat(expiresAt, t.slack) }
+func (t *Table) deadline(until uint32) uint32 { return addSat(until, t.slack) }
 
 func addSat(a, b uint32) uint32 {
 	if a+b < a {
@@ -81,7 +81,7 @@ func addSat(a, b uint32) uint32 {
 }
 
 // Define makes a shape known, which must be done before a record of it is merged; until is the latest
-// ExpiresAt that is about to be merged. created reports that it was new here: then its definition
+// [Record.RetainUntil] that is about to be merged. created reports that it was new here: then its definition
 // must be journaled and sent before the record. For limited callers a shape without live records counts
 // against [MaxLiveShapes]; the error matches [ErrShapes]. Others match [ErrRecord] for a definition that is none and
 // [ErrShapeConflict]. now is guarded time in milliseconds.
@@ -213,7 +213,7 @@ func (t *Table) Merge(r Record, dot uint64, now int64, limited bool) (Delta, err
 	if err := r.valid(); err != nil {
 		return Delta{}, err
 	}
-	deadline, sec := t.deadline(r.ExpiresAt), unixSeconds(now)
+	deadline, sec := t.deadline(r.RetainUntil()), unixSeconds(now)
 	if deadline < sec {
 		return Delta{Record: r, Dot: dot}, nil
 	}
@@ -265,18 +265,30 @@ func unixSeconds(ms int64) uint32 {
 	return uint32(max(0, min(ms/1000, int64(^uint32(0)))))
 }
 
+// pack makes an item. ExpiresAt is in its deadline, but for a block or unblock: that stays until a time that follows from its stamp, so the deadline tells the stamp to
+// a second, and the upper half of the stamp makes room for ExpiresAt.
 func (t *Table) pack(key ttlstore.Key, r Record, dot uint64, s *shape) ttlstore.Item {
-	return ttlstore.Item{Key: key, Deadline: t.deadline(r.ExpiresAt), Data: [3]uint64{
-		uint64(r.Value), dot, uint64(s.index)<<32 | uint64(r.Class)<<24 | uint64(r.Reason)<<16 | uint64(r.Flags),
+	value := uint64(r.Value)
+	if r.Class.group() == ClassBlock {
+		value = uint64(r.ExpiresAt)<<32 | uint64(uint32(r.Value))
+	}
+	return ttlstore.Item{Key: key, Deadline: t.deadline(r.RetainUntil()), Data: [3]uint64{
+		value, dot, uint64(s.index)<<32 | uint64(r.Class)<<24 | uint64(r.Reason)<<16 | uint64(r.Flags),
 	}}
 }
 
 func (t *Table) unpack(it ttlstore.Item, s *shape) Record {
 	meta := it.Data[2]
-	return Record{
+	r := Record{
 		Fingerprint: Fingerprint{it.Key.Hi, it.Key.Lo}, Value: int64(it.Data[0]), Shape: s.id,
 		ExpiresAt: it.Deadline - t.slack, Class: Class(meta >> 24), Reason: Reason(meta >> 16), Flags: uint16(meta),
 	}
+	if r.Class.group() == ClassBlock {
+		latest := int64(r.ExpiresAt)*1000 - longestBlock // the stamp lies less than a second before
+		r.Value = latest - int64(uint32(latest)-uint32(it.Data[0]))
+		r.ExpiresAt = uint32(it.Data[0] >> 32)
+	}
+	return r
 }
 
 // Held returns the record held under the key of r and its dot.

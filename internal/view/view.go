@@ -7,6 +7,7 @@
 package view
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -29,6 +30,13 @@ var _ replication.Store = (*Store)(nil)
 func Encode(r revocation.Record) (out replication.Record) {
 	_, _ = r.AppendBinary(out[:0])
 	return out
+}
+
+// RetainUntil is that of the record: see [revocation.Record.RetainUntil].
+func RetainUntil(rec *replication.Record) uint32 {
+	return revocation.Record{
+		Value: int64(binary.BigEndian.Uint64(rec[16:])), ExpiresAt: binary.BigEndian.Uint32(rec[32:]), Class: revocation.Class(rec[36]),
+	}.RetainUntil()
 }
 
 // Merge makes the structural checks, and on what comes from the node of its origin those that bind writers absolutely, unless this

@@ -38,7 +38,7 @@ func compareKeys(a, b replication.Key) int {
 	return 1
 }
 
-func deadline(r *replication.Record) uint32        { return binary.BigEndian.Uint32(r[32:]) }
+func deadline(r *replication.Record) uint32        { return parse(r).RetainUntil() }
 func definition(r *replication.Record) uint64      { return binary.BigEndian.Uint64(r[24:]) }
 func expired(r *replication.Record, ms int64) bool { return int64(deadline(r)) < ms/1000 }
 

@@ -75,6 +75,8 @@ type Config struct {
 	Addrs []string
 	// TLS is required beyond loopback: see LoadTLS. Nil: none.
 	TLS *tls.Config
+	// Dial connects to a node, as [net.Dialer.DialContext] does; for proxies and tests. Nil: a dialer that gives up after 3 s.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Name of this replica in the lists of nodes; default the host's name and a random part.
 	Name string
 
@@ -221,7 +223,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 
 // newClient returns a client that holds nothing and has not started.
 func newClient(cfg Config) *Client {
-	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(cfg.TLS), asking: make(chan struct{}, maxAsking)}
+	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(cfg.TLS, cfg.Dial), asking: make(chan struct{}, maxAsking)}
 	c.reached = sync.NewCond(&c.mu)
 	c.watch.init()
 	c.fresh.Store(&view.Freshness{})
@@ -334,16 +336,19 @@ func random() uint64 {
 }
 
 // httpClient speaks HTTP/2, which streams in both directions need, and notices a dead connection.
-func httpClient(cfg *tls.Config) *http.Client {
+func httpClient(cfg *tls.Config, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
 	protocols := new(http.Protocols)
 	if cfg == nil {
 		protocols.SetUnencryptedHTTP2(true)
 	} else {
 		protocols.SetHTTP2(true)
 	}
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 3 * time.Second}).DialContext
+	}
 	return &http.Client{Transport: &http.Transport{
 		Protocols: protocols, TLSClientConfig: cfg, ForceAttemptHTTP2: true,
-		DialContext:         (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
+		DialContext:         dial,
 		TLSHandshakeTimeout: 5 * time.Second,
 		HTTP2:               &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
 	}}

@@ -49,6 +49,7 @@ var imports = map[string]string{
 	"internal/faults":          "",
 	"internal/archtest":        "",
 	"internal/e2e":             "",
+	"internal/history":         "internal/clock revocation",
 }
 
 // wordless packages are mechanism: they could be used elsewhere, and the word token does not occur in them.

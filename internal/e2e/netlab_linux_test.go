@@ -31,7 +31,6 @@ type host struct {
 	t    *testing.T
 	ns   string
 	addr netip.Addr
-	file *os.File // the namespace
 }
 
 // namespaces is where iproute2 keeps the names of network namespaces.
@@ -91,11 +90,6 @@ func (l *lab) add() *host {
 	l.ip("-n", h.ns, "addr", "add", h.addr.String()+"/24", "dev", "eth0")
 	l.ip("-n", h.ns, "link", "set", "eth0", "up")
 	l.ip("-n", h.ns, "link", "set", "lo", "up")
-	var err error
-	if h.file, err = os.Open(filepath.Join(namespaces, h.ns)); err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { h.file.Close() })
 	l.hosts = append(l.hosts, h)
 	return h
 }
@@ -107,24 +101,43 @@ func (h *host) at(port uint16) string { return netip.AddrPortFrom(h.addr, port).
 func (h *host) command() []string { return []string{"ip", "netns", "exec", h.ns} }
 
 // dial connects from the host, to itself or others. What connects to itself does not pass eth0, so no cut and no loss is in its way.
-func (h *host) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	type result struct {
-		conn net.Conn
-		err  error
+func (h *host) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+	err = in(h.path(), func() (err error) {
+		conn, err = new(net.Dialer).DialContext(ctx, network, addr)
+		return err
+	})
+	return conn, err
+}
+
+// listen listens on the host.
+func (h *host) listen(network, addr string) (ln net.Listener, err error) {
+	err = in(h.path(), func() (err error) {
+		ln, err = net.Listen(network, addr)
+		return err
+	})
+	return ln, err
+}
+
+// path is that of the host's namespace.
+func (h *host) path() string { return filepath.Join(namespaces, h.ns) }
+
+// in runs f in a network namespace. A socket belongs to the namespace of the thread that makes it.
+func in(path string, f func() error) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
 	}
-	done := make(chan result, 1)
-	// A socket belongs to the namespace of the thread that makes it. The thread ends with the goroutine, because it stays locked to it.
-	go func() {
+	defer file.Close()
+	done := make(chan error, 1)
+	go func() { // the thread ends with the goroutine, because it stays locked to it
 		runtime.LockOSThread()
-		if err := unix.Setns(int(h.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- result{err: err}
+		if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- err
 			return
 		}
-		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
-		done <- result{conn, err}
+		done <- f()
 	}()
-	r := <-done
-	return r.conn, r.err
+	return <-done
 }
 
 // drop drops what comes in by eth0 and matches one of the rules of nft, and nothing else from then on.

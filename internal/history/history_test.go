@@ -1,0 +1,136 @@
+package history
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/revokd/revokd/revocation"
+)
+
+const (
+	s       = time.Second
+	active  = revocation.Active
+	revoked = revocation.Revoked
+	unknown = revocation.Unknown
+)
+
+// check is an answer of a replica: "restart" before it if the process is another one than before.
+type check struct {
+	began, ended time.Duration
+	verdict      revocation.Status
+	restart      bool
+	final        bool
+}
+
+// Every history is of one revocation that expires at 100 s, with a slack of 10 s and a MaxStaleness of 3 s.
+func TestHistories(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		asked   time.Duration
+		ended   time.Duration
+		outcome Outcome
+		checks  []check
+		want    []Kind
+	}{
+		{"enforced", 1 * s, 2 * s, Quorum, []check{{began: 0, ended: 1 * s, verdict: active}, {began: 2 * s, ended: 3 * s, verdict: revoked}, {began: 109 * s, ended: 109 * s, verdict: revoked}}, nil},
+		{"within the staleness", 1 * s, 2 * s, Quorum, []check{{began: 5 * s, ended: 9 * s, verdict: active}}, nil},
+		{"late", 1 * s, 2 * s, Quorum, []check{{began: 5*s + 1, ended: 6 * s, verdict: active}}, []Kind{Late}},
+		{"late, but unsure", 1 * s, 2 * s, Unsure, []check{{began: 5*s + 1, ended: 6 * s, verdict: active}}, nil},
+		{"late, but unknown", 1 * s, 2 * s, Quorum, []check{{began: 50 * s, ended: 50 * s, verdict: unknown}}, nil},
+		{"flap", 1 * s, 2 * s, Quorum, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 3 * s, ended: 3 * s, verdict: active}}, []Kind{Flap}},
+		{"flap of what nobody acknowledged", 1 * s, 2 * s, Unsure, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 50 * s, ended: 50 * s, verdict: active}}, []Kind{Flap}},
+		{"no flap: the checks overlap", 1 * s, 2 * s, Quorum, []check{{began: 2 * s, ended: 4 * s, verdict: revoked}, {began: 3 * s, ended: 5 * s, verdict: active}}, nil},
+		{"no flap: another process, not durable", 1 * s, 2 * s, Unsure, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 9 * s, ended: 9 * s, verdict: active, restart: true}}, nil},
+		{"another process, but acknowledged", 1 * s, 2 * s, Quorum, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 9 * s, ended: 9 * s, verdict: active, restart: true}}, []Kind{Late}},
+		{"early", 1 * s, 2 * s, Quorum, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 101 * s, ended: 109 * s, verdict: active}}, []Kind{Early}},
+		{"early, never seen before", 1 * s, 2 * s, Quorum, []check{{began: 101 * s, ended: 109 * s, verdict: active}}, []Kind{Early}},
+		{"over", 1 * s, 2 * s, Quorum, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 109 * s, ended: 110 * s, verdict: active}}, nil},
+		{"resurrected", 1 * s, 2 * s, Quorum, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 110 * s, ended: 110 * s, verdict: active}, {began: 111 * s, ended: 111 * s, verdict: revoked}}, []Kind{Resurrected}},
+		{"overdue", 1 * s, 2 * s, Quorum, []check{{began: 140*s + 1, ended: 141 * s, verdict: revoked}}, []Kind{Overdue}},
+		{"refused and there", 1 * s, 2 * s, Refused, []check{{began: 2*s + 1, ended: 3 * s, verdict: revoked}}, []Kind{False}},
+		{"there before it was asked for", 1 * s, 2 * s, Quorum, []check{{began: 0, ended: 1*s - 1, verdict: revoked}}, []Kind{False}},
+		{"lost", 1 * s, 2 * s, Quorum, []check{{began: 50 * s, verdict: active, final: true}}, []Kind{Lost}},
+		{"unknown at the end", 1 * s, 2 * s, Quorum, []check{{began: 50 * s, verdict: unknown, final: true}}, []Kind{Lost}},
+		{"unsure at the end", 1 * s, 2 * s, Unsure, []check{{began: 50 * s, verdict: active, final: true}}, nil},
+		{"over at the end", 1 * s, 2 * s, Quorum, []check{{began: 110 * s, verdict: active, final: true}}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			j := New(Config{MaxStaleness: 3 * s, Slack: 10 * s, Overdue: 30 * s})
+			now := test.asked
+			j.now = func() time.Duration { return now }
+			rev := j.Invoke("id", 100*s)
+			now = test.ended
+			j.End(rev, test.outcome)
+			r := j.Replica("r")
+			for _, c := range test.checks {
+				if c.restart {
+					r.Restarted()
+				}
+				if now = c.began; c.final {
+					r.Final(rev, c.verdict)
+				} else {
+					r.Saw(rev, c.began, c.ended, c.verdict)
+				}
+			}
+			var got []Kind
+			for _, v := range j.Violations() {
+				got = append(got, v.Kind)
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("%v, want %v", j.Violations(), test.want)
+			}
+		})
+	}
+}
+
+func TestInnocent(t *testing.T) {
+	j := New(Config{})
+	r := j.Replica("r")
+	for _, v := range []revocation.Status{active, unknown, revoked} {
+		r.Innocent("id", v)
+	}
+	c := j.Counts()
+	if c.Checks != 3 || c.Unknown != 1 || c.Broken[False] != 1 || len(c.Broken) != 1 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// A run that did too little is invalid, whatever it did not find.
+func TestGate(t *testing.T) {
+	j := New(Config{})
+	j.End(j.Invoke("a", s), Quorum)
+	j.Fault("kill")
+	if err := j.Counts().Valid(Gate{Acknowledged: 1, Faults: map[string]int{"kill": 1}}); err != nil {
+		t.Error(err)
+	}
+	for _, g := range []Gate{{Acknowledged: 2}, {Checks: 1}, {Judged: 1}, {Faults: map[string]int{"kill": 2}}, {Faults: map[string]int{"pause": 1}}} {
+		if err := j.Counts().Valid(g); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%+v: %v", g, err)
+		}
+	}
+}
+
+// All violations are counted, a hundred are kept.
+func TestManyViolations(t *testing.T) {
+	j := New(Config{})
+	r := j.Replica("r")
+	for range maxViolations + 1 {
+		r.Innocent("id", revoked)
+	}
+	if got, kept := j.Counts().Broken[False], len(j.Violations()); got != maxViolations+1 || kept != maxViolations {
+		t.Errorf("%d counted, %d kept", got, kept)
+	}
+}
+
+func BenchmarkSaw(b *testing.B) {
+	j := New(Config{MaxStaleness: s, Slack: s})
+	r := j.Replica("r")
+	rev := j.Invoke("id", time.Hour)
+	j.End(rev, Quorum)
+	b.ReportAllocs()
+	for b.Loop() {
+		r.Saw(rev, 2*s, 2*s, revoked)
+	}
+}

@@ -18,10 +18,12 @@ import (
 
 // agentSettings are the flags of an agent and what they set.
 type agentSettings struct {
-	cfg                       app.AgentConfig
-	durability, level, format choice
-	memory                    size
-	settings                  settings
+	cfg                app.AgentConfig
+	durability, format choice
+	levels             levels
+	memory             size
+	settings           settings
+	logs               *logs // after config
 }
 
 func (c *cli) agentCommand() *cobra.Command {
@@ -29,7 +31,8 @@ func (c *cli) agentCommand() *cobra.Command {
 		Use:   "agent",
 		Short: "Run a node",
 		Long: `Run a node until SIGINT or SIGTERM; a second signal ends it at once. It is no longer ready from then on, lets what it has accepted finish, writes
-what is left to disk and says good-bye to the others. SIGHUP makes it read --issuers and the files of TLS anew, all of them or none.
+what is left to disk and says good-bye to the others. SIGHUP makes it read --issuers, the files of TLS and
+the --log-level of --config anew, all of them or none.
 
 With --dev nothing needs to be configured: the node makes its keys and an issuer whose tokens "revokd dev token"
 mints, and keeps them and every revocation in the data directory. Without it --issuers says who issues the tokens and
@@ -59,6 +62,7 @@ environment, that over the file. "revokd config" checks and prints what comes of
 		signal.Notify(reload, syscall.SIGHUP)
 		defer signal.Stop(reload)
 		cfg.Reload = reload
+		cfg.Reread = func() (func(), error) { return a.reread(c) }
 		return app.Agent(cmd.Context(), cfg)
 	}
 	return cmd
@@ -69,7 +73,7 @@ func (c *cli) agentFlags(cmd *cobra.Command) *agentSettings {
 	a := &agentSettings{
 		cfg:        app.AgentConfig{Version: version, Stdout: c.stdout, Command: programName()},
 		durability: choice{value: "disk", allowed: []string{"disk", "memory"}},
-		level:      choice{value: "info", allowed: []string{"trace", "debug", "info", "warn", "error"}},
+		levels:     levels{text: "info", least: hclog.Info},
 		format:     choice{value: "text", allowed: []string{"text", "json"}},
 	}
 	flags := cmd.Flags()
@@ -98,7 +102,10 @@ func (c *cli) agentFlags(cmd *cobra.Command) *agentSettings {
 	flags.IntVar(&a.cfg.MaxRecords, "max-records", 0, "most records held; beyond it writes are refused (default 100 million)")
 	flags.Var(&a.memory, "max-memory", "most memory for records, such as 512MiB; beyond it writes are refused (default 8GiB)")
 	flags.DurationVar(&a.cfg.ShutdownDelay, "shutdown-delay", 0, "how long to go on answering, no longer ready, after SIGTERM: as long as a load balancer needs to see it")
-	choiceFlag(cmd, &a.level, "log-level", "least level that is logged, to stderr")
+	flags.Var(&a.levels, "log-level", "least level that is logged, to stderr: "+strings.Join(logLevels, ", ")+"; of parts too: info,cluster=debug,journal=trace")
+	if err := cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions(a.levels.completions(), cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag has just been added
+	}
 	choiceFlag(cmd, &a.format, "log-format", "text, or one JSON object per line")
 	flags.VisitAll(func(f *pflag.Flag) { a.settings.flags = append(a.settings.flags, f) })
 	return a
@@ -117,10 +124,44 @@ func (a *agentSettings) config(cmd *cobra.Command, c *cli) (cfg app.AgentConfig,
 	}
 	cfg.MaxMemory = int64(a.memory)
 	cfg.Durability = a.durability.value
-	cfg.Logger = hclog.New(&hclog.LoggerOptions{
-		Name: "revokd", Output: c.stderr, Level: hclog.LevelFromString(a.level.value), JSONFormat: a.format.value == "json",
-	})
+	a.logs = newLogs(c.stderr, a.format.value == "json", a.levels)
+	cfg.Logger = a.logs.root
 	return cfg, nil
+}
+
+// reread takes flags, environment and file again. Of what has changed in the file apply takes the levels of the log; the rest needs a restart, which it says.
+func (a *agentSettings) reread(c *cli) (apply func(), err error) {
+	again := &cobra.Command{}
+	next := c.agentFlags(again)
+	for _, f := range a.settings.flags {
+		if a.settings.sources[f.Name] != fromFlag {
+			continue
+		}
+		values := []string{f.Value.String()}
+		if several, ok := f.Value.(pflag.SliceValue); ok {
+			values = several.GetSlice()
+		}
+		for _, v := range values {
+			if err := again.Flags().Set(f.Name, v); err != nil {
+				return nil, fmt.Errorf("--%s: %w", f.Name, err)
+			}
+		}
+	}
+	if err := next.settings.resolve(again, c.environ); err != nil {
+		return nil, err
+	}
+	var restart []string
+	for _, f := range a.settings.flags {
+		if f.Name != "log-level" && f.Value.String() != again.Flag(f.Name).Value.String() {
+			restart = append(restart, f.Name)
+		}
+	}
+	return func() {
+		a.logs.set(next.levels)
+		if len(restart) > 0 {
+			a.logs.root.Warn("changed in the file, but in force only after a restart", "settings", strings.Join(restart, ","))
+		}
+	}, nil
 }
 
 // defaultDataDir follows the XDG base directories: state is what should survive a restart.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"os/signal"
 	"slices"
@@ -174,16 +175,24 @@ func flagError(cmd *cobra.Command, err error) error {
 }
 
 func nearestFlag(cmd *cobra.Command, name string) string {
+	return nearest(name, func(yield func(string) bool) {
+		more := true
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { more = more && yield(f.Name) })
+	})
+}
+
+// nearest returns which of the words somebody may have meant, or nothing.
+func nearest(word string, words iter.Seq[string]) string {
 	best, distance := "", 3
-	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		d := editDistance(name, f.Name)
-		if len(name) >= 3 && strings.HasPrefix(f.Name, name) {
+	for w := range words {
+		d := editDistance(word, w)
+		if len(word) >= 3 && strings.HasPrefix(w, word) {
 			d = 1
 		}
 		if d < distance {
-			best, distance = f.Name, d
+			best, distance = w, d
 		}
-	})
+	}
 	return best
 }
 

@@ -166,6 +166,11 @@ func cmdLog(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("no agent is running")
 	}
 	for _, text := range args {
+		if !neg { // a pipe is between what it has said and us
+			for deadline := time.Now().Add(patience); !strings.Contains(p.Stderr(), text) && time.Now().Before(deadline); {
+				time.Sleep(time.Millisecond)
+			}
+		}
 		if strings.Contains(p.Stderr(), text) == neg {
 			ts.Fatalf("%q in the log: %v, want %v; log:\n%s", text, neg, !neg, p.Stderr())
 		}

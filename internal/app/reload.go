@@ -11,10 +11,17 @@ import (
 // reloadTimeout bounds how long the disk may take to keep the issuers' settings.
 const reloadTimeout = 30 * time.Second
 
-// reload reads the file of issuers and those of TLS again, and takes all of them or none.
+// reload reads the settings, the file of issuers and those of TLS again, and takes all of them or none.
 func (a *agent) reload(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
 	defer cancel()
+	apply := func() {}
+	if a.cfg.Reread != nil {
+		var err error
+		if apply, err = a.cfg.Reread(); err != nil {
+			return err
+		}
+	}
 	issuers, err := a.issuers()
 	if err != nil {
 		return err
@@ -32,6 +39,7 @@ func (a *agent) reload(ctx context.Context) error {
 		return fmt.Errorf("the settings of the issuers: %w", err)
 	}
 	a.verifier.Replace(next)
+	apply()
 	if a.tls != nil {
 		// They were good a moment ago; if not any more, whoever follows them says so and tries again.
 		return a.tls.Reload()

@@ -102,6 +102,7 @@ func (c *cli) agentFlags(cmd *cobra.Command) *agentSettings {
 	flags.IntVar(&a.cfg.MaxRecords, "max-records", 0, "most records held; beyond it writes are refused (default 100 million)")
 	flags.Var(&a.memory, "max-memory", "most memory for records, such as 512MiB; beyond it writes are refused (default 8GiB)")
 	flags.DurationVar(&a.cfg.ShutdownDelay, "shutdown-delay", 0, "how long to go on answering, no longer ready, after SIGTERM: as long as a load balancer needs to see it")
+	flags.StringVar(&a.cfg.PprofAddr, "pprof-addr", "", "loopback address at which profiles of this process are served to whoever is on this machine (/debug/pprof/); none by default")
 	flags.Var(&a.levels, "log-level", "least level that is logged, to stderr: "+strings.Join(logLevels, ", ")+"; of parts too: info,cluster=debug,journal=trace")
 	if err := cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions(a.levels.completions(), cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // the flag has just been added

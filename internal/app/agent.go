@@ -56,6 +56,8 @@ type AgentConfig struct {
 	TLS     TLSConfig
 	Cluster ClusterConfig
 
+	PprofAddr string // a loopback address where profiles are served; empty: none
+
 	ShutdownDelay time.Duration    // how long the front goes on, not ready, when the agent ends
 	Reload        <-chan os.Signal // each makes the agent read its files anew; nil: never
 	// Reread reads the settings anew at a reload; apply puts in force what can be, once everything else has been taken. nil: there are none.
@@ -140,6 +142,7 @@ type agent struct {
 	verifier *token.Verifier
 	server   *api.Server
 	listener net.Listener
+	profiles *profiles // nil: none
 
 	seeds          []string                   // of gossip, that a dev node was told by who it joins
 	identityAnswer *revokdv1.IdentityResponse // what this dev node tells who joins it
@@ -173,6 +176,12 @@ func Agent(ctx context.Context, cfg AgentConfig) (err error) {
 		return err
 	}
 	defer a.listener.Close()
+	if cfg.PprofAddr != "" {
+		if a.profiles, err = listenProfiles(ctx, cfg.PprofAddr, net.DefaultResolver.LookupNetIP, cfg.Logger); err != nil {
+			return err
+		}
+		defer a.profiles.listener.Close()
+	}
 	if err := a.assemble(ctx); err != nil {
 		return err
 	}
@@ -289,6 +298,9 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.verifier.Run(below) })
 	if a.tls != nil {
 		g.Go(func() error { return a.tls.Run(below) })
+	}
+	if a.profiles != nil {
+		g.Go(func() error { return a.profiles.serve(below) })
 	}
 	g.Go(func() error { a.reloads(below); return nil })
 	g.Go(func() error {

@@ -86,7 +86,10 @@ func loopback(ctx context.Context, addr string, resolve lookup) (netip.AddrPort,
 	return netip.AddrPortFrom(ips[0].Unmap(), port), nil
 }
 
+// errBeyond: an address that others than this machine may reach.
+var errBeyond = errors.New("not allowed")
+
 func refused(what string) error {
-	return fmt.Errorf("not allowed: this means %s, and without TLS, or with --dev, whoever reached it could revoke every token: "+
-		"give --tls-cert, --tls-key and --tls-ca (revokd ca makes the files), or a loopback address (127.0.0.1, ::1, localhost)", what)
+	return fmt.Errorf("%w: this means %s, and without TLS, or with --dev, whoever reached it could revoke every token: "+
+		"give --tls-cert, --tls-key and --tls-ca (revokd ca makes the files), or a loopback address (127.0.0.1, ::1, localhost)", errBeyond, what)
 }

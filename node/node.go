@@ -33,6 +33,8 @@ var (
 	// ErrAck: the write is durable on this node, but the level of acknowledgement that was asked for was not reached in time. Nothing is rolled
 	// back: the receipt says who has confirmed, and the others will.
 	ErrAck = errors.New("not enough nodes have confirmed the write in time")
+	// ErrSuperseded: a block or unblock was written, and each time an opposite one of another caller had a later stamp: it is not in force. Ask what is, then decide.
+	ErrSuperseded = errors.New("opposite calls for the same match keep winning")
 	// ErrIdempotencyConflict: the idempotency key belongs to another request.
 	ErrIdempotencyConflict = errors.New("the idempotency key was used for another request")
 )

@@ -455,3 +455,84 @@ func TestCheckAllocatesNothing(t *testing.T) {
 		t.Fatalf("%v allocations in a check", allocs)
 	}
 }
+
+// contender lifts, after each write, what it has blocked, with a later stamp, as a node does whose clock is ahead.
+type contender struct {
+	commits
+	node  *Node
+	times int
+}
+
+func (c *contender) commit(ctx context.Context, w *writing) error {
+	err := c.commits.commit(ctx, w)
+	for _, b := range w.blocks {
+		if b.record.Class == revocation.ClassBlock && c.times > 0 {
+			c.times--
+			b.record.Class, b.record.Value = revocation.ClassUnblock, b.record.Value+1
+			_, _ = c.node.table.Merge(b.record, 1, c.node.Now(), false)
+		}
+	}
+	return err
+}
+
+// What keeps losing is never acknowledged as in force, and what goes with it in a call stays what it was.
+func TestSuperseded(t *testing.T) {
+	for times := range maxRestamps + 3 {
+		clk := clocktest.New(start)
+		n := testNode(t, Config{Clock: clk})
+		n.commits = &contender{n.commits, n, times}
+		requests := []revocation.Request{
+			{Match: match(t, "iss=i,sub=bob")},
+			{Action: revocation.Block, Match: match(t, "iss=i,sub=alice")},
+			{Action: revocation.Block, Match: match(t, "iss=i,sub=carol")},
+			{Action: revocation.Unblock, Match: match(t, "iss=i,sub=carol")},
+		}
+		o := WriteOptions{IdempotencyKey: "k"}
+		results, receipt, err := n.Write(t.Context(), requests, o)
+		if err != nil || len(receipt.Positions) != 1 {
+			t.Fatalf("%d: %+v %v", times, receipt, err)
+		}
+		if r := results[0]; r.Outcome != OutcomeRevoked || r.Rule.Value != start.UnixMilli() {
+			t.Errorf("%d: the cutoff beside it: %+v", times, r)
+		}
+		c := token(t, start.Add(time.Second), "")
+		if times <= maxRestamps {
+			if results[1].Err != nil || results[1].Outcome != OutcomeRevoked || results[2].Outcome != OutcomeRevoked || results[3].Outcome != OutcomeUnblocked {
+				t.Errorf("%d: %+v", times, results)
+			}
+			wantStatus(t, n, c, revocation.Revoked)
+		} else {
+			if !errors.Is(results[1].Err, ErrSuperseded) || results[1].Outcome != 0 || results[3].Outcome != OutcomeUnblocked {
+				t.Errorf("%d: %+v", times, results)
+			}
+			wantStatus(t, n, c, revocation.Active)
+			if results, _, err = n.Write(t.Context(), requests, o); err != nil || results[1].Err != nil { // a retry stamps anew
+				t.Errorf("%d: again: %+v %v", times, results, err)
+			}
+		}
+		if v := n.Check(claims(t, `"sub":"carol"`)); v.Status != revocation.Active {
+			t.Errorf("%d: what was blocked and unblocked in one call is %s", times, v.Status)
+		}
+	}
+}
+
+// A retry of a block that was acknowledged does not undo the unblock behind it.
+func TestRetryBehindUnblock(t *testing.T) {
+	clk := clocktest.New(start)
+	n := testNode(t, Config{Clock: clk})
+	block := []revocation.Request{{Action: revocation.Block, Match: match(t, "iss=i,sub=alice")}}
+	for range 2 {
+		results, _, err := n.Write(t.Context(), block, WriteOptions{IdempotencyKey: "k"})
+		if err != nil || results[0].Outcome != OutcomeRevoked {
+			t.Fatal(results, err)
+		}
+		clk.Advance(time.Second)
+		write(t, n, revocation.Request{Action: revocation.Unblock, Match: match(t, "iss=i,sub=alice")})
+	}
+	wantStatus(t, n, token(t, start.Add(time.Second), ""), revocation.Active)
+	results, _, err := n.Write(t.Context(), block, WriteOptions{IdempotencyKey: "k"})
+	if err != nil || results[0].Outcome != OutcomeRevoked {
+		t.Fatal(results, err)
+	}
+	wantStatus(t, n, token(t, start.Add(time.Second), ""), revocation.Active)
+}

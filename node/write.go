@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,8 +70,8 @@ type Result struct {
 	Outcome     Outcome
 	Rule        revocation.Rule // what is in force now; zero if nothing was stored
 	UsableAfter int64           // Unix milliseconds; see revocation.Plan; 0 without a cutoff
-	// Err: this request was refused and changed nothing; the others of the call went on. It matches one of
-	// revocation's sentinels or ErrClock.
+	// Err: this request was refused and changed nothing, or is not in force ([ErrSuperseded]); the others of the call went on. It matches one of
+	// revocation's sentinels, ErrClock or ErrSuperseded.
 	Err error
 }
 
@@ -139,20 +140,32 @@ func (n *Node) Write(ctx context.Context, requests []revocation.Request, o Write
 		return nil, Receipt{}, fmt.Errorf("%w: it is %s off from the median of the other nodes'", ErrClock, n.ClockOffset())
 	}
 	level := n.replica.level(o.Ack)
+	carryOut := func() (written, error) { return n.write(ctx, requests, o.Bulk) }
 	for try := 0; ; try++ {
-		done, err := n.calls.do(ctx, n.cfg.Clock.Mono(), o.IdempotencyKey, requests, func() (written, error) {
-			return n.write(ctx, requests, o.Bulk)
-		})
+		done, err := n.calls.do(ctx, n.cfg.Clock.Mono(), o.IdempotencyKey, requests, carryOut)
 		if err != nil {
 			n.counts.failed.Add(uint64(len(requests)))
 			return nil, Receipt{}, err
 		}
 		receipt, err := n.replica.acknowledged(ctx, done.needs, level, o.AckTimeout)
-		if err != nil || try == maxRestamps || !n.superseded(done.blocks) {
+		if err != nil {
 			return done.results, receipt, err
+		}
+		lost := n.superseded(done)
+		if len(lost) == 0 {
+			done.answered.Store(true)
+			return done.results, receipt, nil
 		}
 		// Somebody's clock is ahead, and his unblock, or block, was there before this one: the later call wins, with a later stamp.
 		n.calls.forgetKey(o.IdempotencyKey)
+		if try == maxRestamps {
+			results := slices.Clone(done.results) // others may have been given them
+			for _, b := range lost {
+				results[b.request] = Result{Err: ErrSuperseded}
+			}
+			return results, receipt, nil
+		}
+		carryOut = func() (written, error) { return n.restamp(ctx, requests, done, lost, o.Bulk) }
 	}
 }
 
@@ -163,13 +176,21 @@ const maxRestamps = 3
 type written struct {
 	results []Result
 	needs   []replication.Dot
-	blocks  []revocation.Record
+	blocks  []blocked
+	// answered: the caller was told that this is in force. What lifts it is later, and no retry with the same key undoes that.
+	answered *atomic.Bool
+}
+
+// blocked is a block or unblock of a call: the last one for its key.
+type blocked struct {
+	request int // its place in the call
+	record  revocation.Record
 }
 
 // write is the order of a write, on one screen.
 func (n *Node) write(ctx context.Context, requests []revocation.Request, bulk bool) (written, error) {
 	reading := n.tick()
-	done := written{results: make([]Result, len(requests))}
+	done := written{results: make([]Result, len(requests)), answered: new(atomic.Bool)}
 	results := done.results
 	w := &writing{node: n}
 	if bulk {
@@ -183,7 +204,7 @@ func (n *Node) write(ctx context.Context, requests []revocation.Request, bulk bo
 		case plan.AlreadyExpired:
 			results[i].Outcome = OutcomeAlreadyExpired
 		default:
-			results[i] = w.add(plan, reading)
+			results[i] = w.add(i, plan, reading)
 		}
 	}
 	if len(w.entries) > 0 {
@@ -202,14 +223,44 @@ func (n *Node) write(ctx context.Context, requests []revocation.Request, bulk bo
 	return done, nil
 }
 
-// superseded reports whether one of the blocks and unblocks has lost to an opposite with a later stamp.
-func (n *Node) superseded(blocks []revocation.Record) bool {
-	for _, b := range blocks {
-		if held, _, ok := n.table.Held(b, n.Now()); ok && held.Class != b.Class && held.Value >= b.Value {
-			return true
+// restamp writes again what has lost, under later stamps. The others are as they are: another time would move their cutoffs.
+func (n *Node) restamp(ctx context.Context, requests []revocation.Request, done written, lost []blocked, bulk bool) (written, error) {
+	again := make([]revocation.Request, len(lost))
+	for i, b := range lost {
+		again[i] = requests[b.request]
+	}
+	w, err := n.write(ctx, again, bulk)
+	if err != nil {
+		return written{}, err
+	}
+	w.needs = append(w.needs, done.needs...)
+	results := slices.Clone(done.results)
+	for i, b := range lost {
+		results[b.request] = w.results[i]
+	}
+	w.results = results
+	for i := range w.blocks {
+		w.blocks[i].request = lost[w.blocks[i].request].request
+	}
+	for _, b := range done.blocks {
+		if !slices.Contains(lost, b) {
+			w.blocks = append(w.blocks, b)
 		}
 	}
-	return false
+	return w, nil
+}
+
+// superseded returns the blocks and unblocks that have lost to an opposite with a later stamp.
+func (n *Node) superseded(done written) (lost []blocked) {
+	if done.answered.Load() {
+		return nil
+	}
+	for _, b := range done.blocks {
+		if held, _, ok := n.table.Held(b.record, n.Now()); ok && held.Class != b.record.Class && held.Value >= b.record.Value {
+			lost = append(lost, b)
+		}
+	}
+	return lost
 }
 
 // plan turns a request into revocations, unless it needs a clock that cannot be believed.
@@ -239,9 +290,9 @@ type writing struct {
 	node     *Node
 	lane     replication.Lane
 	entries  []entry
-	covering []replication.Dot   // of records that cover what was asked for
-	blocks   []revocation.Record // blocks and unblocks among the entries, or covered
-	origins  broughtOrigins      // that the batch brought to the disk
+	covering []replication.Dot // of records that cover what was asked for
+	blocks   []blocked         // blocks and unblocks among the entries, or covered
+	origins  broughtOrigins    // that the batch brought to the disk
 }
 
 // entry is one record; shape is its definition.
@@ -252,8 +303,8 @@ type entry struct {
 	err    error // of the merge
 }
 
-// add turns a plan into entries, unless the table covers all of it.
-func (w *writing) add(plan revocation.Plan, reading clock.Reading) Result {
+// add turns the plan of a request into entries, unless the table covers all of it.
+func (w *writing) add(request int, plan revocation.Plan, reading clock.Reading) Result {
 	n := w.node
 	now := reading.Guarded.UnixMilli()
 	var entries []entry
@@ -280,7 +331,8 @@ func (w *writing) add(plan revocation.Plan, reading clock.Reading) Result {
 		result.Outcome = OutcomeUnblocked
 	}
 	if main.record.Class == revocation.ClassBlock || main.record.Class == revocation.ClassUnblock {
-		w.blocks = append(w.blocks, main.record)
+		w.blocks = slices.DeleteFunc(w.blocks, func(b blocked) bool { return b.record.Fingerprint == main.record.Fingerprint })
+		w.blocks = append(w.blocks, blocked{request, main.record})
 	}
 	if covered {
 		w.covering = append(w.covering, covering...)

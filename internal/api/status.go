@@ -78,6 +78,7 @@ var outcomes = []struct {
 	{node.ErrBusy, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many writes are waiting", retry: 1}},
 	{node.ErrNoJournal, outcome{code: connect.CodeFailedPrecondition, kind: "not_allowed", limit: "durability disk", message: "the node has no journal: there is nothing to back up"}},
 	{node.ErrAck, outcome{code: connect.CodeDeadlineExceeded, kind: "ack", field: "options.ack", message: "the write is durable on this node and will reach the others; fewer than asked for have confirmed it in time, see the receipt"}},
+	{node.ErrSuperseded, outcome{code: connect.CodeAborted, kind: "superseded", message: "opposite calls for the same match have won each time: this one is not in force"}},
 	{node.ErrNoCluster, outcome{code: connect.CodeFailedPrecondition, kind: "no_cluster", message: "the node does not belong to a cluster"}},
 	{voters.ErrNoConfig, outcome{code: connect.CodeFailedPrecondition, kind: "voters", message: "there are no voters yet"}},
 	{voters.ErrPresent, outcome{code: connect.CodeFailedPrecondition, kind: "voters", field: "add", message: "the node is a voter already, with another data directory: it looks after that itself"}},

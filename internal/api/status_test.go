@@ -50,7 +50,7 @@ var reachable = map[string]error{
 	"revocation.ErrDuplicateClaim": revocation.ErrDuplicateClaim, "revocation.ErrFull": revocation.ErrFull, "revocation.ErrShapes": revocation.ErrShapes,
 	"node.ErrNotReady": node.ErrNotReady, "node.ErrClock": node.ErrClock, "node.ErrTooMany": node.ErrTooMany, "node.ErrBusy": node.ErrBusy,
 	"node.ErrAck": node.ErrAck, "node.ErrVoters": node.ErrVoters, "node.ErrNoCluster": node.ErrNoCluster, "node.ErrSession": node.ErrSession,
-	"node.ErrIdempotencyConflict": node.ErrIdempotencyConflict, "node.ErrNoJournal": node.ErrNoJournal,
+	"node.ErrIdempotencyConflict": node.ErrIdempotencyConflict, "node.ErrSuperseded": node.ErrSuperseded, "node.ErrNoJournal": node.ErrNoJournal,
 	"journal.ErrDisk": journal.ErrDisk, "journal.ErrFull": journal.ErrFull,
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/internal/transport"
 	"github.com/revokd/revokd/internal/view"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
@@ -223,7 +224,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 
 // newClient returns a client that holds nothing and has not started.
 func newClient(cfg Config) *Client {
-	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(cfg.TLS, cfg.Dial), asking: make(chan struct{}, maxAsking)}
+	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: transport.New(cfg.TLS, cfg.Dial), asking: make(chan struct{}, maxAsking)}
 	c.reached = sync.NewCond(&c.mu)
 	c.watch.init()
 	c.fresh.Store(&view.Freshness{})
@@ -333,25 +334,6 @@ func random() uint64 {
 	var b [8]byte
 	rand.Read(b[:])
 	return binary.BigEndian.Uint64(b[:])
-}
-
-// httpClient speaks HTTP/2, which streams in both directions need, and notices a dead connection.
-func httpClient(cfg *tls.Config, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
-	protocols := new(http.Protocols)
-	if cfg == nil {
-		protocols.SetUnencryptedHTTP2(true)
-	} else {
-		protocols.SetHTTP2(true)
-	}
-	if dial == nil {
-		dial = (&net.Dialer{Timeout: 3 * time.Second}).DialContext
-	}
-	return &http.Client{Transport: &http.Transport{
-		Protocols: protocols, TLSClientConfig: cfg, ForceAttemptHTTP2: true,
-		DialContext:         dial,
-		TLSHandshakeTimeout: 5 * time.Second,
-		HTTP2:               &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
-	}}
 }
 
 func (c *Client) url(addr string) string {

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/internal/pki"
+	"github.com/revokd/revokd/internal/transport"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 )
 
@@ -89,27 +91,20 @@ func (c *cli) tlsConfig() pki.Config {
 	}
 }
 
-// httpClient returns a client and the URL of the node. It speaks HTTP/2, which streams in both directions need, and notices a dead connection.
+// httpClient returns a client and the URL of the node.
 func (c *cli) httpClient() (client *http.Client, base string, err error) {
 	if base, err = c.baseURL(); err != nil {
 		return nil, "", err
 	}
-	t := &http.Transport{
-		Protocols:   new(http.Protocols),
-		DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-		HTTP2:       &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
-	}
+	var cfg *tls.Config
 	if strings.HasPrefix(base, "https:") {
-		t.Protocols.SetHTTP2(true)
 		source, err := pki.Load(c.tlsConfig())
 		if err != nil {
 			return nil, "", fmt.Errorf("--tls-ca, --tls-cert, --tls-key: %w", err)
 		}
-		t.TLSClientConfig, t.TLSHandshakeTimeout = source.ClientConfig(""), 5*time.Second
-	} else {
-		t.Protocols.SetUnencryptedHTTP2(true)
+		cfg = source.ClientConfig("")
 	}
-	return &http.Client{Transport: t}, base, nil
+	return transport.New(cfg, nil), base, nil
 }
 
 func (c *cli) service() (revokdv1connect.RevocationServiceClient, error) {

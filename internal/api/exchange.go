@@ -26,6 +26,9 @@ const exchangeProcedure = revokdv1connect.ReplicationServiceExchangeProcedure
 // sendTimeout is how long a peer may take to accept a message.
 const sendTimeout = 10 * time.Second
 
+// renewEvery is how often that is set anew: each time it has to be told to the goroutine of the connection.
+const renewEvery = time.Second
+
 // replicas serves ReplicationService.
 type replicas struct{ *Server }
 
@@ -69,10 +72,14 @@ type exchange struct {
 	call   *call
 	stream *connect.BidiStream[revokdv1.ExchangeMessage, revokdv1.ExchangeMessage]
 	once   sync.Once
+	renew  time.Time // when the time limit of sending is due to be set again; for Send
 }
 
 func (e *exchange) Send(message []byte) error {
-	_ = e.call.control.SetWriteDeadline(time.Now().Add(sendTimeout))
+	if now := time.Now(); now.After(e.renew) {
+		_ = e.call.control.SetWriteDeadline(now.Add(sendTimeout))
+		e.renew = now.Add(renewEvery)
+	}
 	return e.stream.Send(&revokdv1.ExchangeMessage{Frames: message})
 }
 

@@ -75,8 +75,8 @@ const (
 	maxHeaderBytes  = 16 << 10
 	headerTimeout   = 5 * time.Second
 	http2Streams    = 250 // on one connection
-	http2Window     = 128 << 10
-	http2Stream     = 64 << 10 // of the window for one stream, so that one that waits does not stop the others
+	http2Window     = 512 << 10
+	http2Stream     = 256 << 10 // of the window for one stream, so that one that waits does not stop the others; a message of replication has to fit
 	envelopeBytes   = 5        // of gRPC, before a message
 	streamProcedure = revokdv1connect.RevocationServiceRevokeStreamProcedure
 )

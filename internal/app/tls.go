@@ -1,15 +1,16 @@
 package app
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/internal/pki"
+	"github.com/revokd/revokd/internal/transport"
 )
 
 // TLSConfig names the files of TLS: all, or none for a node that is reached on loopback only. The certificate is that of a node, of this name.
@@ -57,20 +58,14 @@ func (a *agent) peerTransport(name string) (client *http.Client, scheme string) 
 	if c := a.peers[name]; c != nil {
 		return c, scheme
 	}
-	t := &http.Transport{
-		Protocols:   new(http.Protocols),
-		DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
-		HTTP2:       &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
-	}
-	t.Protocols.SetUnencryptedHTTP2(a.tls == nil)
-	t.Protocols.SetHTTP2(a.tls != nil)
+	var cfg *tls.Config
 	if a.tls != nil {
-		t.TLSClientConfig, t.TLSHandshakeTimeout = a.tls.ClientConfig(name), 5*time.Second
+		cfg = a.tls.ClientConfig(name)
 	}
 	if a.peers == nil {
 		a.peers = map[string]*http.Client{}
 	}
-	a.peers[name] = &http.Client{Transport: t}
+	a.peers[name] = transport.New(cfg, nil)
 	return a.peers[name], scheme
 }
 

@@ -3,15 +3,16 @@ package archtest
 // imports has a row for each package: what it may import of this module, from the edges down. Tests may import anything.
 var imports = map[string]string{
 	// Edges
-	"cmd/revokd":               "internal/devissuer cluster cmd/revokd/internal/bulk internal/app internal/atomicfile internal/clock internal/pki node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
+	"cmd/revokd":               "internal/devissuer cluster cmd/revokd/internal/bulk internal/app internal/atomicfile internal/clock internal/pki internal/transport node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
 	"cmd/revokd/internal/bulk": "proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
-	"internal/app":             "cluster cluster/replication internal/api internal/atomicfile internal/clock internal/devissuer internal/pki journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token ttlstore",
+	"internal/app":             "cluster cluster/replication internal/api internal/atomicfile internal/clock internal/devissuer internal/pki internal/transport journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token ttlstore",
 	"internal/api":             "cluster cluster/replication cluster/voters internal/devissuer internal/pki journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
 	"internal/devissuer":       "token revocation",
 	"internal/pki":             "internal/atomicfile internal/clock",
+	"internal/transport":       "",
 
 	// In other programs
-	"client": "bloom cluster/replication internal/clock internal/pki internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
+	"client": "bloom cluster/replication internal/clock internal/pki internal/transport internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
 
 	"client/revokdgrpc": "client revocation",
 	"client/revokdhttp": "client revocation",

@@ -38,6 +38,9 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
+	if _, shown := Caller(r.Context()); shown || s.cfg.TLS == nil {
+		known(r.Context())
+	}
 	if !isCall(r.URL.Path) {
 		s.mux.ServeHTTP(w, r)
 		return

@@ -28,8 +28,9 @@ type metrics struct {
 	refusal *prometheus.CounterVec
 	checks  [3][causes]prometheus.Counter
 
-	open    atomic.Int64 // connections
-	dropped atomic.Uint64
+	open    atomic.Int64  // connections
+	dropped atomic.Uint64 // those that were refused
+	evicted atomic.Uint64 // those that made place for others
 	panics  atomic.Uint64
 }
 
@@ -110,6 +111,7 @@ var (
 	descWrites      = desc("writes_total", "Requests to write, by what became of them.", "outcome")
 	descOpen        = desc("api_connections", "Open connections.")
 	descDropped     = desc("api_connections_refused_total", "Connections closed because there were too many.")
+	descEvicted     = desc("api_connections_evicted_total", "Connections closed to make place, on which nobody had shown who he is.")
 	descPending     = desc("api_pending_bytes", "Bytes of requests that are being worked on.")
 	descStreams     = desc("api_streams", "Calls of RevokeStream that are open.")
 	descPanics      = desc("api_panics_total", "Handlers that panicked.")
@@ -211,6 +213,7 @@ func (c nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descOpen, float64(c.open.Load()))
 	counter(descDropped, c.dropped.Load())
+	counter(descEvicted, c.evicted.Load())
 	gauge(descPending, float64(c.server.pending.Load()))
 	gauge(descStreams, float64(len(c.server.streams)))
 	counter(descPanics, c.panics.Load())

@@ -61,6 +61,7 @@ type Config struct {
 // Limits of a [Server]. Zero fields mean the defaults.
 type Limits struct {
 	Connections int           // at once; one more is closed at once. Default 10 000
+	Strangers   int           // of them that nobody has shown on who he is; for one more another one of them is closed. Default 1000
 	Streams     int           // calls of RevokeStream at once. Default 64
 	Message     int           // bytes of a request. Default 1 MiB
 	Batch       int           // bytes of a batch, and of one message of a stream. Default 8 MiB
@@ -94,10 +95,11 @@ func (c *Config) validate() error {
 		return fmt.Errorf("api: node: %w: required", revocation.ErrInvalid)
 	case c.Verifier == nil:
 		return fmt.Errorf("api: verifier: %w: required", revocation.ErrInvalid)
-	case l.Connections < 0 || l.Streams < 0 || l.Message < 0 || l.Batch < 0 || l.Total < 0 || l.Read < 0 || l.Deadline < 0 || l.Idle < 0 || c.Drain < 0 || c.Linger < 0:
+	case l.Connections < 0 || l.Strangers < 0 || l.Streams < 0 || l.Message < 0 || l.Batch < 0 || l.Total < 0 || l.Read < 0 || l.Deadline < 0 || l.Idle < 0 || c.Drain < 0 || c.Linger < 0:
 		return fmt.Errorf("api: limits: %w: not negative", revocation.ErrInvalid)
 	}
 	or(&l.Connections, 10_000)
+	or(&l.Strangers, 1000)
 	or(&l.Streams, 64)
 	or(&l.Message, 1<<20)
 	or(&l.Batch, 8<<20)
@@ -210,7 +212,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		ErrorLog: s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	failed := make(chan error, 1)
-	accept := &limited{Listener: ln, server: s, limit: int64(l.Connections)}
+	accept := newDoor(ln, l, s.metrics)
+	srv.ConnContext = accept.context
 	go func() {
 		if s.cfg.TLS != nil {
 			failed <- srv.ServeTLS(accept, "", "")
@@ -268,39 +271,4 @@ func (s *Server) waitingFor() []string {
 	default:
 	}
 	return waiting
-}
-
-// limited refuses connections beyond a limit by closing them, so that a flood is seen in the metrics and not in a queue.
-type limited struct {
-	net.Listener
-	server *Server
-	limit  int64
-}
-
-func (l *limited) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		m := l.server.metrics
-		if m.open.Add(1) <= l.limit {
-			return &counted{Conn: c, open: &m.open}, nil
-		}
-		m.open.Add(-1)
-		m.dropped.Add(1)
-		_ = c.Close()
-	}
-}
-
-// counted is a connection that counts itself out.
-type counted struct {
-	net.Conn
-	open *atomic.Int64
-	once sync.Once
-}
-
-func (c *counted) Close() error {
-	c.once.Do(func() { c.open.Add(-1) })
-	return c.Conn.Close()
 }

@@ -53,6 +53,10 @@ crashes: ## every crash of recorded histories of the journal, FACTOR times as ma
 partitions: ## a cluster in network namespaces: cuts and loss, REVOKD_PARTITION_SECONDS each (default 60); root, iproute2, nftables
 	REVOKD_PARTITION_SECONDS=$${REVOKD_PARTITION_SECONDS:-60} go test -count=1 -timeout 20m -run 'TestPartition|TestStrangers' -v ./internal/e2e
 
+.PHONY: hostile
+hostile: ## every port attacked while others use it
+	go test -count=1 -timeout 5m -run '^TestHostile$$' -v ./internal/e2e
+
 .PHONY: compose
 compose: ## the cluster of docker-compose.yml, started and hurt; a Docker Engine
 	go test -count=1 -timeout 8m -run '^TestCompose$$' -v ./internal/e2e

@@ -106,6 +106,7 @@ var libraries = []library{
 	{"github.com/spf13/pflag", "BSD-3-Clause", "flags of cobra", "cmd/revokd"},
 	{"go.uber.org/goleak", "MIT", "finds goroutines without an owner in tests", ""},
 	{"go.yaml.in/yaml/v3", "MIT", "the configuration file, with the line of each mistake", "cmd/revokd"},
+	{"golang.org/x/net", "BSD-3-Clause", "frames of HTTP/2 that no client sends, in tests", ""},
 	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "node internal/app token cmd/revokd/internal/bulk cluster"},
 	{"golang.org/x/sys", "BSD-3-Clause", "CLOCK_BOOTTIME, and memory outside the heap", "internal/clock ttlstore"},
 	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys", "token"},

@@ -1,0 +1,172 @@
+package e2e_test
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/internal/e2e"
+	"github.com/revokd/revokd/internal/pki"
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
+)
+
+// secured is a cluster of real processes on loopback as it is on servers: certificates, sealed gossip, voters that are waited for. Nothing has a fixed port.
+type secured struct {
+	*testing.T
+	program, home string
+	nodes         []*securedNode
+	follow        func() error // reads the admin's files again
+}
+
+type securedNode struct {
+	name   string
+	proc   *e2e.Process
+	gossip string // ip:port
+	api    revokdv1connect.RevocationServiceClient
+	adm    revokdv1connect.ClusterServiceClient
+	http   *http.Client // of an admin
+}
+
+// newSecured starts n nodes with flags and waits until they agree on their voters.
+func newSecured(t *testing.T, n int, flags ...string) *secured {
+	t.Helper()
+	s := &secured{T: t, program: program(t, ""), home: t.TempDir()}
+	args := []string{"setup", "--cluster", "test", "--out", "cluster"}
+	for i := range n {
+		args = append(args, "--node", fmt.Sprintf("n%d=127.0.0.1", i+1))
+	}
+	s.run(args...)
+	tlsConfig := s.admin()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for i := range n {
+		m := &securedNode{name: fmt.Sprintf("n%d", i+1), http: httpsClient(t, tlsConfig)}
+		dir := filepath.Join(s.home, "cluster", "nodes", m.name)
+		args := append([]string{
+			s.program, "agent", "--node-name", m.name, "--data-dir", filepath.Join(s.home, "data"), "--api-addr", "127.0.0.1:0", "--gossip-addr", "127.0.0.1:0",
+			"--tls-cert", filepath.Join(dir, m.name+".crt"), "--tls-key", filepath.Join(dir, m.name+".key"), "--tls-ca", filepath.Join(dir, "ca.crt"),
+			"--gossip-key-file", filepath.Join(dir, "gossip.key"), "--key-file", filepath.Join(dir, "fingerprint.key"), "--issuers", filepath.Join(dir, "issuers.json"),
+			"--bootstrap-expect", strconv.Itoa(n),
+		}, flags...)
+		if i > 0 {
+			args = append(args, "--join", s.nodes[0].gossip)
+		}
+		var err error
+		if m.proc, err = e2e.Start(ctx, e2e.Config{Args: args, Env: s.env(), Dir: s.home, HTTP: m.http, Unready: true}); err != nil {
+			t.Fatalf("%s: %v", m.name, err)
+		}
+		t.Cleanup(m.proc.Kill)
+		m.api = revokdv1connect.NewRevocationServiceClient(m.http, m.proc.URL)
+		m.adm = revokdv1connect.NewClusterServiceClient(m.http, m.proc.URL)
+		s.nodes = append(s.nodes, m)
+		s.until(m.name+" gossips", func() error {
+			res, err := m.adm.Members(ctx, connect.NewRequest(&revokdv1.MembersRequest{}))
+			if err != nil {
+				return err
+			}
+			for _, other := range res.Msg.GetMembers() {
+				if other.GetName() == m.name && other.GetGossipAddr() != "" {
+					m.gossip = other.GetGossipAddr()
+					return nil
+				}
+			}
+			return fmt.Errorf("%v", res.Msg.GetMembers())
+		})
+	}
+	for _, m := range s.nodes {
+		s.until(m.name+" is ready", func() error {
+			if !m.proc.Ready(ctx) {
+				return fmt.Errorf("log:\n%s", m.proc.Stderr())
+			}
+			return nil
+		})
+	}
+	return s
+}
+
+func (s *secured) env() []string { return []string{"HOME=" + s.home, "PATH=" + os.Getenv("PATH")} }
+
+func (s *secured) path(name string) string { return filepath.Join(s.home, "cluster", name) }
+
+// run runs a command and returns what it prints.
+func (s *secured) run(args ...string) string {
+	s.Helper()
+	cmd := exec.Command(s.program, args...)
+	cmd.Env, cmd.Dir = s.env(), s.home
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		s.Fatalf("revokd %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// admin is the configuration of TLS of an admin, which follows his files when it is told to.
+func (s *secured) admin() *tls.Config {
+	s.Helper()
+	source, err := pki.Load(pki.Config{CA: s.path("admin/ca.crt"), Cert: s.path("admin/admin.crt"), Key: s.path("admin/admin.key"), Clock: clock.System()})
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.follow = source.Reload
+	return source.ClientConfig("")
+}
+
+func httpsClient(t *testing.T, c *tls.Config) *http.Client {
+	t.Helper()
+	transport := &http.Transport{TLSClientConfig: c, ForceAttemptHTTP2: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+func (s *secured) until(what string, ok func() error) {
+	s.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := ok()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("never: %s: %v", what, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// metric returns a metric without labels of a node.
+func metric(t *testing.T, client *http.Client, url, name string) float64 {
+	t.Helper()
+	res, err := client.Get(url + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(res.Body)
+	if err = cmp.Or(err, res.Body.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
+}

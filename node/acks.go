@@ -279,7 +279,7 @@ func (r *replica) newOrigin(id replication.OriginID) (uint32, error) {
 	return r.core.NewOrigin(id)
 }
 
-// reissues writes content that came of joins, under dots of this node, until ctx ends. What fails is asked for again.
+// reissues writes content that has no name, or none that counts, under dots of this node, until ctx ends. What fails is asked for again.
 func (r *replica) reissues(ctx context.Context) error {
 	for {
 		select {
@@ -292,7 +292,7 @@ func (r *replica) reissues(ctx context.Context) error {
 		r.unnamed = nil
 		r.mu.Unlock()
 		for records := range slices.Chunk(list, MaxBatch) {
-			w := &writing{node: r.n, lane: replication.Bulk}
+			w := &writing{node: r.n, lane: replication.Bulk, renames: true}
 			for _, rec := range records {
 				record, err := revocation.ParseRecord(rec[:])
 				shape, ok := r.n.table.Shape(record.Shape)

@@ -235,20 +235,34 @@ func (n *Node) bringOrigins(b *journal.Batch) broughtOrigins {
 	return o
 }
 
-// An origin on disk: id 8 | sealed 8 | expires 4 | name of the node.
+// An origin on disk: id 8 | what is doubtful, 2 bits, and sealed, 62 | expires 4 | name of the node.
 func appendOrigin(b []byte, o replication.Origin) []byte {
+	sealed := o.Sealed
+	if o.Partial {
+		sealed |= originPartial
+	}
+	if o.Fenced {
+		sealed |= originFenced
+	}
 	b = binary.BigEndian.AppendUint64(b, uint64(o.ID))
-	b = binary.BigEndian.AppendUint64(b, o.Sealed)
+	b = binary.BigEndian.AppendUint64(b, sealed)
 	b = binary.BigEndian.AppendUint32(b, o.Expires)
 	return append(b, o.Node...)
 }
+
+const (
+	originPartial = 1 << 63
+	originFenced  = 1 << 62
+)
 
 func parseOrigin(b []byte) (o replication.Origin, err error) {
 	if len(b) < 21 {
 		return o, errors.New("an origin is too short")
 	}
+	sealed := binary.BigEndian.Uint64(b[8:])
 	return replication.Origin{
-		ID: replication.OriginID(binary.BigEndian.Uint64(b)), Sealed: binary.BigEndian.Uint64(b[8:]), Expires: binary.BigEndian.Uint32(b[16:]), Node: string(b[20:]),
+		ID: replication.OriginID(binary.BigEndian.Uint64(b)), Sealed: sealed &^ (originPartial | originFenced), Expires: binary.BigEndian.Uint32(b[16:]), Node: string(b[20:]),
+		Partial: sealed&originPartial != 0, Fenced: sealed&originFenced != 0,
 	}, nil
 }
 
@@ -320,14 +334,14 @@ func (n *Node) start(ctx context.Context) error {
 	n.mu.Lock()
 	n.reported = began // a short start says nothing on its way
 	n.mu.Unlock()
-	disk := &restored{last: make(map[uint32]uint64), latest: make(map[uint32]uint32)}
+	disk := &restored{last: make(map[uint32]uint64), latest: make(map[uint32]uint32), named: make(map[uint32]uint64)}
 	meta := sync.OnceValue(func() error { return n.readMeta(disk) }) // complete before the first record, and also if there is none
 	merging, ctx := errgroup.WithContext(ctx)
 	chunks := make(chan []byte)
 	for range runtime.GOMAXPROCS(0) { // most of a start is the table, and order does not matter
 		merging.Go(func() error {
 			for records := range chunks {
-				if err := n.mergeRead(records); err != nil {
+				if err := n.mergeRead(records, disk); err != nil {
 					return err
 				}
 			}
@@ -378,6 +392,7 @@ func (n *Node) start(ctx context.Context) error {
 			n.log.Warn("the journal was repaired: what it lacks is fetched from other nodes")
 			disk.distrust()
 			n.onDisk.distrusted = true
+			n.replica.disk.add(disk.origins, nil) // on disk no later than the journal is believed again
 		}
 	}
 	if err := n.replica.begin(disk.state(n.cfg.Name, n.deadlineOf)); err != nil {
@@ -391,12 +406,15 @@ func (n *Node) start(ctx context.Context) error {
 const readChunk = 1024 * entrySize
 
 // mergeRead merges records of the journal.
-func (n *Node) mergeRead(records []byte) error {
+func (n *Node) mergeRead(records []byte, disk *restored) error {
 	now := n.Now()
 	for ; len(records) > 0; records = records[entrySize:] {
 		r, dot, err := parseEntry(records[:entrySize])
 		if err != nil {
 			return fmt.Errorf("a record in the journal: %w", err)
+		}
+		if disk.nameless(replication.Dot(dot)) {
+			dot = 0
 		}
 		if _, err := n.table.Merge(r, dot, now, false); err != nil {
 			return fmt.Errorf("read the journal into memory: %w", err)
@@ -411,8 +429,16 @@ type restored struct {
 	vector  []replication.VectorEntry
 	last    map[uint32]uint64 // largest number of a record, by index
 	latest  map[uint32]uint32 // latest second to which a record must be retained, by index
+	// above which number of an origin records are held without a name, by index: those of doubtful origins
+	named map[uint32]uint64
 
 	untrusted bool
+}
+
+// nameless reports whether a dot names nothing: then the record has been written again under another, or will be.
+func (d *restored) nameless(dot replication.Dot) bool {
+	named, doubtful := d.named[dot.Index()]
+	return doubtful && dot.Number() > named
 }
 
 func (d *restored) note(dot replication.Dot, until uint32) {
@@ -422,13 +448,14 @@ func (d *restored) note(dot replication.Dot, until uint32) {
 
 // distrust makes the vector claim nothing: records are missing among those that it covers.
 func (d *restored) distrust() {
-	for i, o := range d.origins {
-		d.origins[i].Sealed = max(o.Sealed, d.last[o.Index]) // nobody else has to make sense of it
+	for i := range d.origins {
+		d.origins[i].Partial = true
 	}
 	d.vector, d.untrusted = nil, true
 }
 
-// state is what replication begins with. All that this node has ever written is on disk, or has expired; of others it is what the vector says.
+// state is what replication begins with. All that this node has ever written is on disk, or has expired, but for doubtful origins; of those and of others it is what
+// the vector says.
 func (d *restored) state(name string, deadline func(uint32) uint32) ([]replication.Origin, []replication.VectorEntry, map[uint32]uint32) {
 	held := make(map[uint32]uint64)
 	for _, v := range d.vector {
@@ -438,10 +465,11 @@ func (d *restored) state(name string, deadline func(uint32) uint32) ([]replicati
 		if d.untrusted {
 			break
 		}
-		if o.Node == name {
+		own := o.Node == name && !o.Partial && !o.Fenced
+		if own {
 			held[o.Index] = max(held[o.Index], d.last[o.Index], o.Sealed)
 		}
-		if d.last[o.Index] == 0 && (o.Node == name || o.Sealed > 0 && held[o.Index] >= o.Sealed) {
+		if d.last[o.Index] == 0 && (own || o.Sealed > 0 && held[o.Index] >= o.Sealed) {
 			d.origins[i].Sealed, d.origins[i].Expires = max(1, held[o.Index]), 1 // nothing of it is left
 			held[o.Index] = d.origins[i].Sealed
 		}
@@ -508,6 +536,19 @@ func (n *Node) readMeta(disk *restored) error {
 		}
 		disk.vector = append(disk.vector, replication.VectorEntry{Index: uint32(index), Number: binary.BigEndian.Uint64(b)})
 	}
+	_, repaired := n.journal.Get(metaRepaired)
+	for _, o := range disk.origins {
+		switch {
+		case o.Fenced:
+			disk.named[o.Index] = 0
+		case o.Partial && !repaired: // else what others have is not known yet
+			i := slices.IndexFunc(disk.vector, func(v replication.VectorEntry) bool { return v.Index == o.Index })
+			disk.named[o.Index] = 0
+			if i >= 0 {
+				disk.named[o.Index] = disk.vector[i].Number
+			}
+		}
+	}
 	return nil
 }
 
@@ -534,8 +575,8 @@ func (n *Node) runJournal(ctx context.Context, g *errgroup.Group) error {
 	})
 	g.Go(func() error {
 		return n.every(ctx, mendEvery, func() {
-			if !n.policyKept.Load() {
-				_ = n.keepHouse(ctx) // shows in Ready
+			if !n.policyKept.Load() || n.replica.disk.waits() {
+				_ = n.keepHouse(ctx) // shows in Ready, or is tried again
 			}
 			n.replica.mend()
 		})

@@ -478,7 +478,7 @@ func TestEndedBlockOnDisk(t *testing.T) {
 	}
 }
 
-func must(b []byte, _ error) []byte { return b }
+func must[T any](v T, _ error) T { return v }
 
 // A disk that does not take the changed policy does not end the node: it answers, is not ready, and says why.
 func TestPolicyRefusedByDisk(t *testing.T) {

@@ -55,6 +55,7 @@ type news struct {
 	mu      sync.Mutex
 	origins map[uint32]replication.Origin
 	dropped map[uint32]bool
+	urgent  bool // a start must not miss it: it does not wait for the next batch
 }
 
 // maxReissues bounds content that waits for a dot of this node; the state machine asks again for what is left out.
@@ -154,6 +155,7 @@ func (r *replica) stepLocked(e replication.Event) {
 	}
 	if fence {
 		r.n.fenced.Store(true)
+		r.disk.urge()
 	}
 	if views {
 		r.publish()
@@ -424,6 +426,20 @@ func (d *news) add(origins []replication.Origin, dropped []uint32) {
 		d.dropped[index] = true
 		delete(d.origins, index)
 	}
+}
+
+// urge says that what is here must be on disk soon.
+func (d *news) urge() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.urgent = true
+}
+
+// waits reports whether something here must be on disk soon.
+func (d *news) waits() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.urgent && len(d.origins) > 0
 }
 
 // again takes back what a batch has not brought to the disk; what has come since is newer.

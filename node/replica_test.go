@@ -280,22 +280,8 @@ func TestRepairedNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.stops["b"]()
-	dir := m.nodes["b"].cfg.Dir
-	files, err := filepath.Glob(filepath.Join(dir, "wal", "*.wal"))
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
-	}
-	b, err := os.ReadFile(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	b[len(b)/2] ^= 0x10
-	if err := os.WriteFile(files[0], b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	report, err := RepairJournal(t.Context(), dir, now)
-	if err != nil || !report.Repaired || report.Kept >= 100 {
-		t.Fatalf("%+v %v", report, err)
+	if report := damage(t, m.nodes["b"].cfg.Dir, 0.5); report.Kept >= 100 {
+		t.Fatalf("%+v", report)
 	}
 	cfg := m.nodes["b"].cfg
 	m.start("b", cfg)
@@ -681,5 +667,141 @@ func TestBlockBehindSkew(t *testing.T) {
 		if v := m.nodes[name].Check(token(t, time.Now(), "")); v.Status != revocation.Revoked {
 			t.Errorf("%s: %+v", name, v)
 		}
+	}
+}
+
+// damage repairs a stopped node's journal of whose last file one frame was damaged, the one behind a part of its length.
+func damage(t *testing.T, dir string, part float64) RepairReport {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "wal", "*.wal"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	b, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[int(float64(len(b))*part)] ^= 0x10
+	if err := os.WriteFile(files[0], b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	report, err := RepairJournal(t.Context(), dir, time.Now())
+	if err != nil || !report.Repaired {
+		t.Fatalf("%+v %v", report, err)
+	}
+	return report
+}
+
+// What a repaired node wrote itself and nobody else has is not claimed as a whole, in that run and later ones, and what is left of it reaches the others.
+func TestRepairedNodeWroteMore(t *testing.T) {
+	m := newMesh(t, Config{Key: revocation.Key{1}}, "a", "b")
+	m.ready()
+	now := time.Now()
+	write := func(jti string, level Ack) {
+		t.Helper()
+		r := revocation.Request{Match: match(t, "iss=i,jti="+jti), ExpiresAt: now.Add(time.Hour).UnixMilli()}
+		if _, _, err := m.nodes["b"].Write(t.Context(), []revocation.Request{r}, WriteOptions{Ack: level}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 20 {
+		write(fmt.Sprint("y", i), AckAll)
+	}
+	m.links["ab"]()
+	for i := range 60 {
+		write(fmt.Sprint("z", i), AckLocal)
+	}
+	b := m.nodes["b"]
+	id := b.replica.core.OriginOf(replication.Dot(b.replica.core.Own()[0]))
+	m.stops["b"]()
+	if report := damage(t, b.cfg.Dir, 0.7); report.Kept >= 80 || report.Kept < 60 {
+		t.Fatalf("%+v", report)
+	}
+	left := map[string]int{}
+	for run := range 3 {
+		m.start("b", b.cfg)
+		n := m.nodes["b"]
+		m.link("a", "b")
+		m.ready()
+		if err := n.keepHouse(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := n.journal.Get(metaRepaired); ok {
+			t.Fatal("the journal is never believed again")
+		}
+		for i := range 60 {
+			if n.Check(claimsAt(t, now, fmt.Sprint("z", i))).Status == revocation.Revoked {
+				left["b"]++
+			}
+		}
+		if run == 0 && (left["b"] == 60 || left["b"] < 40) {
+			t.Fatalf("the repair has left %d", left["b"])
+		}
+		m.until("a has what was left", func() bool {
+			left["a"] = 0
+			for i := range 60 {
+				if m.nodes["a"].Check(claimsAt(t, now, fmt.Sprint("z", i))).Status == revocation.Revoked {
+					left["a"]++
+				}
+			}
+			return left["a"] == left["b"]/(run+1)
+		})
+		n.replica.mu.Lock()
+		d, ok := n.replica.core.DotOf(id, 21)
+		if !ok || n.replica.core.Durable(d) {
+			t.Errorf("run %d claims what was lost", run)
+		}
+		reissued := n.replica.core.Stats().Reissued
+		n.replica.mu.Unlock()
+		n.table.Range(revocation.Fingerprint{}, n.Now(), func(_ revocation.Record, dot uint64) bool {
+			if replication.Dot(dot).Index() == d.Index() && replication.Dot(dot) >= d {
+				t.Errorf("run %d: number %d is still a name", run, replication.Dot(dot).Number())
+			}
+			return true
+		})
+		if run > 0 && reissued > 0 {
+			t.Errorf("run %d writes %d records again that have a name", run, reissued)
+		}
+		m.stops["b"]()
+	}
+}
+
+// The names that somebody else has used say nothing after a restart either, and what this node wrote under them has others.
+func TestFencedAcrossRestart(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
+	rec := n.table.Record(must(n.table.Policy().Plan(deny(t, "j1"), n.Now(), n.Now())).Main())
+	write(t, n, deny(t, "j1"))
+	n.replica.mu.Lock()
+	own, origin := n.replica.core.Own()[0], n.replica.core.Origins()[0]
+	n.replica.mu.Unlock()
+	origin.Fenced = true
+	n.replica.disk.add([]replication.Origin{origin}, nil)
+	if err := n.keepHouse(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	for run := range 3 {
+		n, stop = runNode(t, Config{Dir: dir, Clock: clk})
+		wantStatus(t, n, token(t, start, ""), revocation.Revoked)
+		n.replica.mu.Lock()
+		if d, ok := n.replica.core.DotOf(origin.ID, 1); !ok || n.replica.core.Durable(d) {
+			t.Errorf("run %d claims the numbers of somebody else", run)
+		}
+		n.replica.mu.Unlock()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // until it has another name
+			if _, dot, _ := n.table.Held(rec, n.Now()); dot != 0 {
+				if replication.Dot(dot).Index() == own.Index() {
+					t.Errorf("run %d: the name is still %d:%d", run, own.Index(), own.Number())
+				}
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("it never gets a name")
+			}
+			clk.Advance(time.Millisecond)
+			n.replica.step(replication.Tick{})
+		}
+		stop()
 	}
 }

@@ -293,6 +293,7 @@ type writing struct {
 	covering []replication.Dot // of records that cover what was asked for
 	blocks   []blocked         // blocks and unblocks among the entries, or covered
 	origins  broughtOrigins    // that the batch brought to the disk
+	renames  bool              // what the table has already gets the dots of these entries
 }
 
 // entry is one record; shape is its definition.
@@ -400,6 +401,9 @@ func (n *Node) merged(w *writing, err error) {
 		delta, entry.err = n.table.Merge(entry.record, entry.dot, now, false)
 		if delta.Joined {
 			e.Unnamed = append(e.Unnamed, e.Records[i])
+		}
+		if w.renames && !delta.Changed && delta.Dot != entry.dot {
+			n.table.Rename(entry.record, entry.dot, now)
 		}
 	}
 	n.replica.step(e)

@@ -138,6 +138,14 @@ func TestDelta(t *testing.T) {
 	if held, dot, ok := table.Held(first, t0); !ok || held != both || dot != 7 {
 		t.Fatalf("held %+v %d %v", held, dot, ok)
 	}
+	table.Rename(longer, 8, t0) // not what is held
+	if _, dot, _ := table.Held(first, t0); dot != 7 {
+		t.Fatalf("other content got the name %d", dot)
+	}
+	table.Rename(both, 8, t0)
+	if held, dot, ok := table.Held(first, t0); !ok || held != both || dot != 8 {
+		t.Fatalf("renamed: %+v %d %v", held, dot, ok)
+	}
 	past := first
 	past.ExpiresAt = seconds(t0 - hour)
 	if d := merge(past, 6); d.Changed {

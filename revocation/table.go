@@ -260,6 +260,22 @@ func (t *Table) Merge(r Record, dot uint64, now int64, limited bool) (Delta, err
 	return d, nil
 }
 
+// Rename gives the content of a record another dot, if the table holds just that content: the one that it had may name something else elsewhere.
+func (t *Table) Rename(r Record, dot uint64, now int64) {
+	s, ok := t.view.Load().byID[r.Shape]
+	if !ok {
+		return
+	}
+	// An item that is there takes no room, so nothing is refused.
+	_ = t.store.Update(r.Fingerprint.key(), unixSeconds(now), false, func(old ttlstore.Item, ok bool) (ttlstore.Item, bool) {
+		if !ok || uint32(old.Data[2]>>32) != s.index || t.unpack(old, s) != r {
+			return old, false
+		}
+		old.Data[1] = dot
+		return old, true
+	})
+}
+
 // unixSeconds rounds down: a record is live through its whole last second.
 func unixSeconds(ms int64) uint32 {
 	return uint32(max(0, min(ms/1000, int64(^uint32(0)))))

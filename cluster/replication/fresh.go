@@ -118,7 +118,12 @@ func (r *Replica) lookUp(p *peer) {
 	}
 	q := p.probes[last]
 	p.probes = append(p.probes[:0], p.probes[last+1:]...)
-	r.leveled = true
+	if !r.leveled {
+		r.leveled = true
+		if slices.ContainsFunc(r.reg.list, func(o *origin) bool { return o != nil && o.Partial }) {
+			r.looking, r.lookAt = true, Key{} // what nobody else has is known now
+		}
+	}
 	p.viewed = q.sent
 	if p.caught != q.hash && p.levelHash == 0 {
 		p.level, p.levelHash = q.need, q.hash
@@ -261,7 +266,7 @@ func (r *Replica) Leveled() bool { return r.leveled }
 // Confirmed returns the connected voters, this replica not among them, that hold an origin durably up to a number and say so under the
 // configuration that is in force here.
 func (r *Replica) Confirmed(index uint32, number uint64) (names []string) {
-	if o := r.reg.get(index); o == nil || o.fenced {
+	if o := r.reg.get(index); o == nil || o.Fenced {
 		return nil // their numbers may be those of a clone
 	}
 	for _, p := range r.order {

@@ -9,7 +9,15 @@ type Origin struct {
 	Sealed uint64
 	// Expires is the latest deadline of its records, Unix seconds; known, and not 0, once it is sealed and everything of it is held.
 	Expires uint32
+	// Partial: records of it were lost on this disk. Of an earlier run of this node, too, no more is held than the vector says, and what is held above that, and
+	// nobody else has, needs another name.
+	Partial bool
+	// Fenced: an origin of this node under which somebody else has given numbers. Its dots name nothing here.
+	Fenced bool
 }
+
+// doubtful: what was written under it may be elsewhere, or nowhere.
+func (o *Origin) doubtful() bool { return o.Partial || o.Fenced }
 
 // same compares what may change: an id has one node.
 func (o *Origin) same(p *Origin) bool {
@@ -32,7 +40,6 @@ type origin struct {
 	askedTo   uint64
 	refusedAt Now
 	refused   bool
-	fenced    bool // somebody else has given its numbers
 }
 
 // registry holds origins by index. Index 0 stays empty.

@@ -183,7 +183,7 @@ func New(cfg Config, store Store, origins []Origin, vector []VectorEntry) (*Repl
 		}
 	}
 	for _, o := range r.reg.list {
-		if o != nil && o.Node == cfg.Name && o.Sealed == 0 && !cfg.Client {
+		if o != nil && o.Node == cfg.Name && o.Sealed == 0 && !o.doubtful() && !cfg.Client {
 			o.Sealed = 1 // an earlier run: nothing will follow
 		}
 	}
@@ -353,7 +353,7 @@ func (r *Replica) movedSince(version uint64) []uint32 {
 // written takes in what this node has written.
 func (r *Replica) written(e Written) {
 	o := r.reg.get(e.Index)
-	if o != nil && o.fenced {
+	if o != nil && o.Fenced {
 		for i := range e.Records { // they were on their way when the clone was noticed
 			r.addUnnamed(&e.Records[i])
 		}
@@ -684,9 +684,10 @@ func (r *Replica) fence() {
 	// what was claimed with the sessions. The clone has all origins of this run, and records may be on their way under each.
 	for lane, o := range r.own {
 		if o != nil {
-			o.fenced, o.own, o.Sealed, o.applied, o.durable = true, false, max(1, o.applied), 0, 0
+			o.Fenced, o.own, o.Sealed, o.applied, o.durable = true, false, max(1, o.applied), 0, 0
 			r.log.forget(o)
 			r.own[lane] = nil
+			r.out.Origins = append(r.out.Origins, o.Origin)
 		}
 	}
 	r.looking, r.lookAt = true, Key{}
@@ -1012,17 +1013,15 @@ func (r *Replica) nameUnnamed() {
 		}
 		r.out.Reissue = append(r.out.Reissue, held)
 		r.stats.Reissued++
-		if dot.Index() == 0 { // else it keeps its name here, and has another one in the log
-			kept = append(kept, unnamed{held, r.now.Mono + reissueRetry})
-		}
+		kept = append(kept, unnamed{held, r.now.Mono + reissueRetry}) // until it has one
 	}
 	r.unnamed = kept
 }
 
-// nameless: content that came of a join, or whose name a clone has given to other content.
+// nameless: content that came of a join, or whose name a clone has given to other content, or one that nobody will ask for since what is before it is lost.
 func (r *Replica) nameless(d Dot) bool {
 	o := r.reg.get(d.Index())
-	return d.Index() == 0 || o != nil && o.fenced
+	return d.Index() == 0 || o != nil && (o.Fenced || o.Partial && r.leveled && !o.own && d.Number() > o.applied)
 }
 
 // dropOrigins forgets origins whose records have all expired. Peers that still name them say when that was, and are not believed to have more.
@@ -1033,14 +1032,18 @@ func (r *Replica) dropOrigins() {
 			r.move(o)            // peers are told with the vector
 			r.out.Origins = append(r.out.Origins, o.Origin)
 		}
-		if o == nil || o.own || o.Sealed == 0 || o.applied < o.Sealed {
+		if o == nil || o.own {
 			continue
 		}
-		if o.Expires == 0 && o.applied >= o.Sealed {
+		whole := o.Sealed > 0 && o.applied >= o.Sealed
+		if !whole && (o.Node != r.cfg.Name || !o.doubtful() || !r.leveled || o.behind) { // what this node has lost nobody else will bring
+			continue
+		}
+		if o.Expires == 0 && o.latest == 0 {
 			// Records that a scan brought are not all known here: the latest possible deadline is the safe one.
-			if o.latest == 0 {
-				o.latest = uint32(max(1, r.now.Guarded/1000))
-			}
+			o.latest = uint32(max(1, r.now.Guarded/1000))
+		}
+		if o.Expires == 0 && whole {
 			o.Expires = o.latest
 			r.out.Origins = append(r.out.Origins, o.Origin)
 		}

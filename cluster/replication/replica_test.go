@@ -437,3 +437,82 @@ func TestRaisesAreBounded(t *testing.T) {
 		t.Errorf("durable up to %d of %d", o.durable, n)
 	}
 }
+
+// What was written under a name that somebody else has used is asked for again until it has another, however often the host has no room for it.
+func TestFencedContentIsAskedForAgain(t *testing.T) {
+	store := newTable()
+	r, err := New(testConfig("a"), store, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := Now{Mono: time.Second}
+	index, err := r.NewOrigin(MakeOrigin(100, Urgent))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := testRecord(1, 1)
+	_, _ = store.Merge(&rec, MakeDot(index, 1), now, true)
+	r.Step(now, Written{Index: index, First: 1, Records: []Record{rec}})
+	r.fence()
+	if len(r.out.Origins) != 1 || !r.out.Origins[0].Fenced {
+		t.Errorf("the host is told %+v", r.out.Origins)
+	}
+	asked := 0
+	for range 50 {
+		now.Mono += 100 * time.Millisecond
+		asked += len(r.Step(now, Tick{}).Reissue)
+	}
+	if asked < 2 || asked > 4 {
+		t.Errorf("asked for %d times in 5 s", asked)
+	}
+	other, err := r.NewOrigin(MakeOrigin(200, Urgent))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.dots[rec.Key()] = MakeDot(other, 1)
+	r.Step(now, Written{Index: other, First: 1, Records: []Record{rec}})
+	for range 50 {
+		now.Mono += 100 * time.Millisecond
+		if n := len(r.Step(now, Tick{}).Reissue); n > 0 || len(r.unnamed) > 0 && now.Mono > 10*time.Second {
+			t.Fatalf("asked for %d times after it has a name, %d wait", n, len(r.unnamed))
+		}
+	}
+
+	// So it is after a restart that finds the origin marked.
+	r, err = New(testConfig("a"), store, []Origin{{Index: index, ID: MakeOrigin(100, Urgent), Node: "a", Fenced: true}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.dots[rec.Key()] = MakeDot(index, 1)
+	asked = 0
+	for range 5 {
+		now.Mono += 100 * time.Millisecond
+		asked += len(r.Step(now, Tick{}).Reissue)
+	}
+	if asked != 1 || len(r.Confirmed(index, 1)) != 0 || len(r.Vector()) != 0 {
+		t.Errorf("after a restart: asked for %d times, vector %v", asked, r.Vector())
+	}
+}
+
+// An origin of an earlier run of which something was lost for good does not stay for ever.
+func TestDoubtfulOriginsAreForgotten(t *testing.T) {
+	second := uint32(1_800_000_000)
+	for _, leveled := range []bool{false, true} {
+		r, err := New(testConfig("a"), newTable(), []Origin{{Index: 1, ID: 101, Node: "a", Sealed: 9, Partial: true}, {Index: 2, ID: 103, Node: "b", Sealed: 9, Partial: true}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Seen(1, second)
+		r.Seen(2, second)
+		r.leveled = leveled
+		now := Now{Mono: time.Second, Guarded: int64(second+dropAfter)*1000 + 999}
+		if out := r.Step(now, Tick{}); len(out.Dropped) != 0 {
+			t.Errorf("dropped before its time: %v", out.Dropped)
+		}
+		now.Mono += 2 * originsEvery
+		now.Guarded += 1000
+		if out := r.Step(now, Tick{}); leveled != (len(out.Dropped) == 1 && out.Dropped[0] == 1) {
+			t.Errorf("leveled %v: dropped %v", leveled, out.Dropped)
+		}
+	}
+}

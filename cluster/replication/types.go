@@ -292,7 +292,7 @@ type Outputs struct {
 	Journal []JournalWrite
 	Origins []Origin // new, or with news: to be durable no later than the next journal write
 	Dropped []uint32 // indices of origins that nothing refers to any more
-	Reissue []Record // unnamed content to be written by this node under a dot of its own
+	Reissue []Record // content that needs a name: to be written by this node under a dot of its own, which takes the place of the one that it is held under
 	Control []Control
 	Close   []Closing
 	// CaughtUp names peers of which this replica holds durably all that they held at some moment under the voters that both follow.

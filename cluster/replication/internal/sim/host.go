@@ -232,7 +232,7 @@ func (h *host) step(e replication.Event) {
 		}
 	}
 	for _, r := range out.Reissue {
-		h.enqueue(&batch{lane: replication.Bulk, records: []replication.Record{r}, own: true})
+		h.enqueue(&batch{lane: replication.Bulk, records: []replication.Record{r}, own: true, renames: true})
 	}
 	for _, c := range out.Control {
 		if h.machine != nil {
@@ -254,6 +254,7 @@ func (h *host) step(e replication.Event) {
 	}
 	if out.Fence && w.broken != "ignore-fence" {
 		h.fenced = true
+		h.enqueue(&batch{own: true}) // a start must know it
 	}
 	if out.Fence && !h.w.cloned() {
 		w.failf("%s is told that it has a clone", h.name)
@@ -313,6 +314,7 @@ func (h *host) fill(s *session) {
 // batch is one write to the journal.
 type batch struct {
 	own     bool
+	renames bool
 	lane    replication.Lane
 	write   *write
 	records []replication.Record
@@ -451,6 +453,9 @@ func (h *host) committed(b *batch) {
 		if m, err := h.store.Merge(&b.records[i], b.dots[i], now, true); err == nil && m.Unnamed {
 			e.Unnamed = append(e.Unnamed, b.records[i])
 		}
+		if b.renames {
+			h.store.rename(&b.records[i], b.dots[i])
+		}
 	}
 	if wr := b.write; wr != nil {
 		wr.needs = append(wr.needs, b.dots[len(b.dots)-1])
@@ -490,6 +495,7 @@ func (d *disk) apply(h *host, b *batch) {
 		delete(d.vector, index)
 	}
 	for _, o := range b.origins {
+		o.Fenced = o.Fenced && h.w.broken != "fence-forgotten"
 		d.origins[o.Index] = o
 	}
 	for i := range b.records {
@@ -522,17 +528,22 @@ func (d *disk) restore(h *host) ([]replication.Origin, []replication.VectorEntry
 		}
 		last[e.dot.Index()] = max(last[e.dot.Index()], e.dot.Number())
 		latest[e.dot.Index()] = max(latest[e.dot.Index()], deadline(&e.record))
-		_, _ = h.store.Merge(&e.record, e.dot, now, false)
+		dot := e.dot
+		if d.origins[dot.Index()].Fenced {
+			dot = 0
+		}
+		_, _ = h.store.Merge(&e.record, dot, now, false)
 	}
 	var origins []replication.Origin
 	held := maps.Clone(d.vector)
 	for _, index := range slices.Sorted(maps.Keys(d.origins)) {
 		o := d.origins[index]
 		h.ids[index] = o.ID
-		if o.Node == h.name {
+		own := o.Node == h.name && !o.Fenced
+		if own {
 			held[index] = max(held[index], last[index], o.Sealed)
 		}
-		if last[index] == 0 && (o.Node == h.name || o.Sealed > 0 && held[index] >= o.Sealed) {
+		if last[index] == 0 && (own || o.Sealed > 0 && held[index] >= o.Sealed) {
 			o.Sealed, o.Expires = max(1, held[index]), 1
 			held[index] = o.Sealed
 		}

@@ -17,6 +17,7 @@ var Mutants = map[string]string{
 	"one-of-two-dots": "content that came of a join keeps one of the names",
 	"reuse-epoch":     "a node that lost its disk numbers from 1 under its old name",
 	"ignore-fence":    "a clone goes on under the name of the other",
+	"fence-forgotten": "the next start believes the names that somebody else has used",
 	// Durability
 	"durable-early":         "records are called durable before they are on disk",
 	"vector-not-journaled":  "what is covered is called durable, and the vector on disk does not have it",

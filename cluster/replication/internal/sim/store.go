@@ -123,6 +123,13 @@ func (s *store) merge(r *replication.Record, d replication.Dot, guarded int64) r
 	return replication.Merged{Changed: true, Unnamed: e.dot == 0}
 }
 
+// rename gives content another dot, if it is what is held.
+func (s *store) rename(r *replication.Record, d replication.Dot) {
+	if e := s.entries[r.Key()]; e != nil && e.record == *r {
+		e.dot = d
+	}
+}
+
 func (s *store) Held(r *replication.Record, now replication.Now) (replication.Record, replication.Dot, bool) {
 	e := s.entries[r.Key()]
 	if e == nil || expired(&e.record, now.Guarded) {

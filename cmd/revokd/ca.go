@@ -174,29 +174,51 @@ gateway, verifies the name or address that he calls: give each with --host. loca
 
 func (c *cli) issueClientCommand() *cobra.Command {
 	var i issuing
-	role := choice{}
-	for _, r := range pki.ClientRoles() {
-		role.allowed = append(role.allowed, string(r))
-	}
+	var role roleFlag
 	cmd := &cobra.Command{
 		Use:   "client NAME",
 		Short: "Issue the certificate of a client",
 		Long: `Issue the certificate of a client with a role: a reader may ask, a subscriber may also follow what changes, a writer may also revoke, an admin may
-everything. Give each program the least that it needs.`,
+everything. A service that checks in its own memory and revokes needs subscriber,writer. Give each program the least that it needs; which issuers and tenants a writer
+is limited to stands in the file of --credentials on the nodes.`,
 		Example: `  revokd ca issue client login --role writer
+  revokd ca issue client shop --role subscriber,writer
   revokd ca issue client gateway --role reader --lifetime 90d`,
 		Args: arguments(1, 1, "the name of a client"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			if role.value == "" {
-				return usagef("--role: missing: one of %s", strings.Join(role.allowed, ", "))
+			if role == "" {
+				return usagef("--role: missing: one of reader, subscriber, writer, admin")
 			}
-			return c.issue(&i, pki.Request{Role: pki.Role(role.value), Name: args[0]}, "status")
+			return c.issue(&i, pki.Request{Role: pki.Role(role), Name: args[0]}, "status")
 		},
 	}
 	cmd.Flags().SortFlags = false
-	choiceFlag(cmd, &role, "role", "what the client may do")
+	addRoleFlag(cmd, &role, "what the client may do")
 	c.issueFlags(cmd, &i)
 	return cmd
+}
+
+// roleFlag is a flag that takes the role of a client.
+type roleFlag pki.Role
+
+func (f *roleFlag) String() string { return string(*f) }
+func (f *roleFlag) Type() string   { return "role" }
+
+func (f *roleFlag) Set(text string) error {
+	r, err := pki.ParseRole(strings.ToLower(text))
+	if err != nil {
+		return errors.New("must be one of reader, subscriber, writer, admin, or subscriber,writer")
+	}
+	*f = roleFlag(r)
+	return nil
+}
+
+func addRoleFlag(cmd *cobra.Command, f *roleFlag, usage string) {
+	cmd.Flags().Var(f, "role", usage+": reader, subscriber, writer, admin, or subscriber,writer")
+	names := []string{"reader", "subscriber", "writer", "admin", "subscriber,writer"}
+	if err := cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag has just been added
+	}
 }
 
 // certificate is what ca show prints.

@@ -55,6 +55,9 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	ctx := context.WithValue(r.Context(), callKey{}, c)
 	switch r.URL.Path {
 	case streamProcedure, exchangeProcedure:
+		var done func()
+		ctx, done = s.last(ctx)
+		defer done()
 	default:
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, s.cfg.Limits.Deadline)
@@ -101,6 +104,12 @@ func (s *Server) ours(host string) bool {
 // refuse answers a request that reaches no handler, in the caller's protocol.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	coded := s.refusal(err, "")
+	if coded.Code() == connect.CodeUnauthenticated && s.credentials.Load() != nil {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="revokd"`)
+	}
+	if retry := coded.Meta().Get("Retry-After"); retry != "" {
+		w.Header().Set("Retry-After", retry)
+	}
 	if isCall(r.URL.Path) && s.refuser.IsSupported(r) {
 		_ = s.refuser.Write(w, r, coded)
 		return
@@ -111,6 +120,8 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		status = http.StatusForbidden
 	case connect.CodeUnauthenticated:
 		status = http.StatusUnauthorized
+	case connect.CodeResourceExhausted:
+		status = http.StatusTooManyRequests
 	}
 	http.Error(w, coded.Message(), status)
 }

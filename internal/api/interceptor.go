@@ -41,6 +41,9 @@ func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 		began := time.Now()
 		defer func() {
 			p := recover()
+			if cause := context.Cause(ctx); err != nil && errors.Is(cause, errNoCredential) {
+				err = cause
+			}
 			_, err = i.end(nil, conn.Spec().Procedure, began, err, p)
 		}()
 		return next(ctx, conn)

@@ -26,7 +26,9 @@ type metrics struct {
 	calls   *prometheus.CounterVec
 	seconds *prometheus.HistogramVec
 	refusal *prometheus.CounterVec
-	checks  [3][causes]prometheus.Counter
+
+	strangers prometheus.Counter
+	checks    [3][causes]prometheus.Counter
 
 	open    atomic.Int64  // connections
 	dropped atomic.Uint64 // those that were refused
@@ -50,6 +52,9 @@ func newMetrics(s *Server) *metrics {
 		refusal: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "revokd_api_refused_total", Help: "Requests and items that were refused, by the kind of the ErrorDetail.",
 		}, []string{"kind"}),
+		strangers: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "revokd_api_unknown_tokens_total", Help: "Bearer tokens that are not in force, or not ours.",
+		}),
 	}
 	checks := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "revokd_checks_total", Help: "Checks that the API answered, by verdict and the cause of unknown.",
@@ -61,7 +66,7 @@ func newMetrics(s *Server) *metrics {
 			}
 		}
 	}
-	m.registry.MustRegister(m.calls, m.seconds, m.refusal, checks, nodeCollector{m},
+	m.registry.MustRegister(m.calls, m.seconds, m.refusal, m.strangers, checks, nodeCollector{m},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -62,6 +62,9 @@ func (s *Server) revokeRequest(ctx context.Context, m *revokdv1.RevokeRequest) (
 	if err != nil {
 		return r, err
 	}
+	if err = mayWrite(ctx, r.Match); err != nil {
+		return r, err
+	}
 	if m.GetKeep() != nil {
 		err = s.keep(ctx, m.GetKeep(), &r)
 	}
@@ -100,6 +103,9 @@ func (s *Server) byToken(ctx context.Context, m *revokdv1.RevokeRequest, r *revo
 		r.Cutoff = r.Below == nil
 	default:
 		err = bad("scope", "out_of_range", "integer", "SCOPE_TOKEN, SCOPE_SESSION or SCOPE_SUBJECT")
+	}
+	if caller, known := Caller(ctx); err == nil && known {
+		r.Match, err = caller.Narrow(r.Match, claims.Lookup)
 	}
 	return err
 }
@@ -170,8 +176,8 @@ func (s *Server) match(ctx context.Context, m *revokdv1.Match) (revocation.Match
 	if err != nil {
 		return parsed, err
 	}
-	caller, _ := Caller(ctx)
-	if iss, ok := parsed.Get("iss"); !ok && !s.cfg.AnyIssuer && caller.Role != pki.RoleAdmin {
+	caller, known := Caller(ctx)
+	if iss, ok := parsed.Get("iss"); !ok && !s.cfg.AnyIssuer && !(known && caller.Role == pki.RoleAdmin) {
 		return parsed, errAnyIssuer
 	} else if text, isString := iss.AsString(); ok && (!isString || text == "") {
 		return parsed, bad("match.iss", "malformed", iss.Kind().String(), "a string that is not empty")

@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/revokd/revokd/cluster"
+	"github.com/revokd/revokd/internal/credentials"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
@@ -46,9 +47,13 @@ type Config struct {
 	// Leave is called when the node has left its cluster on request.
 	Leave func()
 
-	// TLS makes the server speak TLS only, and hold every caller to the role in his certificate: a configuration of [pki.Source.ServerConfig].
-	// nil: no TLS, and whoever reaches the address may do everything.
+	// TLS makes the server speak TLS only, and hold every caller to the role of his credential: a configuration of [pki.Source.ServerConfig].
+	// nil: no TLS, and without Credentials whoever reaches the address may do everything.
 	TLS *tls.Config
+	// Credentials are the tokens that are taken besides certificates, and what writers are limited to; see [Server.SetCredentials]. nil: none.
+	Credentials *credentials.Set
+	// Now is the wall clock, by which tokens end and rates are counted; default [time.Now].
+	Now func() time.Time
 
 	Limits Limits
 	// Linger is how long Serve goes on accepting after its context has ended, not ready: who sends callers here needs that long to see it. Default 0.
@@ -108,6 +113,9 @@ func (c *Config) validate() error {
 	or(&l.Deadline, 30*time.Second)
 	or(&l.Idle, 2*time.Minute)
 	or(&c.Drain, 10*time.Second)
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
@@ -124,6 +132,10 @@ type Server struct {
 	mux     *http.ServeMux
 	refuser *connect.ErrorWriter
 	hosts   map[string]bool
+
+	credentials atomic.Pointer[credentials.Set]
+	lasting     lastingCalls
+	failures    rates[string] // of credentials, by address
 
 	streams  chan struct{} // a place for each RevokeStream
 	backups  chan struct{} // a place for one backup
@@ -149,6 +161,8 @@ func New(cfg Config) (*Server, error) {
 	for _, h := range cfg.Hosts {
 		s.hosts[strings.ToLower(h)] = true
 	}
+	s.credentials.Store(cfg.Credentials)
+	s.lasting.calls = map[*lastingCall]struct{}{}
 	s.metrics = newMetrics(s)
 	s.route()
 	return s, nil

@@ -74,7 +74,7 @@ func (s revocations) blockRequest(ctx context.Context, a revocation.Action, m *r
 	if r.Reason, err = reasonOf(reason); err != nil {
 		return r, err
 	}
-	return r, checkComment(comment)
+	return r, errors.Join(checkComment(comment), mayWrite(ctx, r.Match))
 }
 
 // write carries out one request.

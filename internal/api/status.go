@@ -20,24 +20,27 @@ import (
 
 // Refusals that the API decides itself; the others come from the packages below.
 var (
-	errHost          = errors.New("host is not one of ours")
-	errCrossSite     = errors.New("cross-site request")
-	errAnyIssuer     = errors.New("match without iss")
-	errKeepDenied    = errors.New("what is to be kept is not active")
-	errTooLarge      = errors.New("message is too large")
-	errSlow          = errors.New("request did not arrive in time")
-	errBody          = errors.New("request could not be read")
-	errOverload      = errors.New("too many bytes of requests")
-	errStreams       = errors.New("too many streams")
-	errIdle          = errors.New("stream is idle")
-	errRole          = errors.New("the caller's role may not")
-	errBackups       = errors.New("a backup is being made")
-	errFilters       = errors.New("too many filters are being sent")
-	errOtherKey      = errors.New("the caller has another fingerprint key")
-	errStopping      = errors.New("server stops")
-	errPanic         = errors.New("handler panicked")
-	errNoCertificate = errors.New("no client certificate")
-	errNoIdentity    = errors.New("no secrets are handed out")
+	errHost         = errors.New("host is not one of ours")
+	errCrossSite    = errors.New("cross-site request")
+	errAnyIssuer    = errors.New("match without iss")
+	errKeepDenied   = errors.New("what is to be kept is not active")
+	errTooLarge     = errors.New("message is too large")
+	errSlow         = errors.New("request did not arrive in time")
+	errBody         = errors.New("request could not be read")
+	errOverload     = errors.New("too many bytes of requests")
+	errStreams      = errors.New("too many streams")
+	errIdle         = errors.New("stream is idle")
+	errRole         = errors.New("the caller's role may not")
+	errBackups      = errors.New("a backup is being made")
+	errFilters      = errors.New("too many filters are being sent")
+	errOtherKey     = errors.New("the caller has another fingerprint key")
+	errStopping     = errors.New("server stops")
+	errPanic        = errors.New("handler panicked")
+	errNoCredential = errors.New("no credential")
+	errPlaintext    = errors.New("a token without TLS")
+	errFailures     = errors.New("too many tokens that are not ours")
+	errGrant        = errors.New("the caller is limited to other matches")
+	errNoIdentity   = errors.New("no secrets are handed out")
 )
 
 // outcome is what a caller is told about an error.
@@ -110,8 +113,11 @@ var outcomes = []struct {
 
 	{errHost, outcome{code: connect.CodePermissionDenied, kind: "host", field: "host", limit: "localhost, a loopback address or a configured name", message: "this server does not answer to that Host"}},
 	{errCrossSite, outcome{code: connect.CodePermissionDenied, kind: "cross_site", field: "origin", limit: "requests of the same origin", message: "cross-site requests are refused"}},
-	{errNoCertificate, outcome{code: connect.CodeUnauthenticated, kind: "unauthenticated", field: "certificate", limit: "a client certificate from the cluster's authority", message: "this needs a client certificate"}},
-	{errRole, outcome{code: connect.CodePermissionDenied, kind: "not_allowed", field: "certificate", message: "the certificate's role may not do this"}},
+	{errNoCredential, outcome{code: connect.CodeUnauthenticated, kind: "unauthenticated", field: "certificate", limit: "a client certificate from the cluster's authority, or a bearer token in force", message: "this needs a client certificate or a bearer token in force"}},
+	{errPlaintext, outcome{code: connect.CodePermissionDenied, kind: "plaintext", field: "authorization", limit: "over TLS only, or from a loopback address", message: "a bearer token was sent where others could read it: replace it"}},
+	{errFailures, outcome{code: connect.CodeResourceExhausted, kind: "rate", field: "authorization", limit: "10 tokens a minute that are not in force, from one address", message: "too many attempts with tokens that are not in force", retry: 6}},
+	{errGrant, outcome{code: connect.CodePermissionDenied, kind: "grant", field: "match", limit: "the claims and values that the caller is granted", message: "the caller is limited to certain issuers or tenants, and the match must name one of them"}},
+	{errRole, outcome{code: connect.CodePermissionDenied, kind: "not_allowed", field: "certificate", message: "the caller's role may not do this"}},
 	{errAnyIssuer, outcome{code: connect.CodePermissionDenied, kind: "not_allowed", field: "match.iss", limit: "an issuer", message: "a match without iss concerns every issuer and is not allowed here"}},
 	{errKeepDenied, outcome{code: connect.CodeFailedPrecondition, kind: "conflict", field: "keep", limit: "what is kept must be active", message: "what is to be kept is revoked, or cannot be judged"}},
 	{errTooLarge, outcome{code: connect.CodeInvalidArgument, kind: "too_large", field: "body", message: "the request's message is too large"}},

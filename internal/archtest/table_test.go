@@ -3,16 +3,18 @@ package archtest
 // imports has a row for each package: what it may import of this module, from the edges down. Tests may import anything.
 var imports = map[string]string{
 	// Edges
-	"cmd/revokd":               "internal/devissuer cluster cmd/revokd/internal/bulk internal/app internal/atomicfile internal/clock internal/pki internal/transport node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
+	"cmd/revokd":               "internal/devissuer cluster cmd/revokd/internal/bulk internal/app internal/atomicfile internal/bearer internal/clock internal/credentials internal/pki internal/transport node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
 	"cmd/revokd/internal/bulk": "proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
-	"internal/app":             "cluster cluster/replication internal/api internal/atomicfile internal/clock internal/devissuer internal/pki internal/transport journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token ttlstore",
-	"internal/api":             "cluster cluster/replication cluster/voters internal/devissuer internal/pki journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
+	"internal/app":             "cluster cluster/replication internal/api internal/atomicfile internal/clock internal/credentials internal/devissuer internal/pki internal/transport journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token ttlstore",
+	"internal/api":             "cluster cluster/replication cluster/voters internal/bearer internal/credentials internal/devissuer internal/pki journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
 	"internal/devissuer":       "token revocation",
+	"internal/credentials":     "internal/bearer internal/pki revocation",
 	"internal/pki":             "internal/atomicfile internal/clock",
+	"internal/bearer":          "",
 	"internal/transport":       "",
 
 	// In other programs
-	"client": "bloom cluster/replication internal/clock internal/pki internal/transport internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
+	"client": "bloom cluster/replication internal/bearer internal/clock internal/pki internal/transport internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
 
 	"client/revokdgrpc": "client revocation",
 	"client/revokdhttp": "client revocation",
@@ -105,11 +107,11 @@ var libraries = []library{
 	{"github.com/spf13/cobra", "Apache-2.0", "commands, help and shell completion", "cmd/revokd"},
 	{"github.com/spf13/pflag", "BSD-3-Clause", "flags of cobra", "cmd/revokd"},
 	{"go.uber.org/goleak", "MIT", "finds goroutines without an owner in tests", ""},
-	{"go.yaml.in/yaml/v3", "MIT", "the configuration file, with the line of each mistake", "cmd/revokd"},
+	{"go.yaml.in/yaml/v3", "MIT", "the configuration file and the credentials, with the line of each mistake", "cmd/revokd internal/credentials"},
 	{"golang.org/x/net", "BSD-3-Clause", "frames of HTTP/2 that no client sends, in tests", ""},
 	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "node internal/app token cmd/revokd/internal/bulk cluster"},
 	{"golang.org/x/sys", "BSD-3-Clause", "CLOCK_BOOTTIME, and memory outside the heap", "internal/clock ttlstore"},
-	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys", "token"},
+	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys, and what one writer may write", "token internal/api"},
 	{"google.golang.org/genproto/googleapis/rpc", "Apache-2.0", "details of gRPC errors", "client/revokdgrpc"},
 	{"google.golang.org/grpc", "Apache-2.0", "interceptors for the servers that most programs use; in tests the client", "client/revokdgrpc"},
 	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "client client/revokdgrpc internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1"},

@@ -7,10 +7,11 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 )
 
-// Role is what the holder of a certificate is there for.
+// Role is what the holder of a credential is there for.
 type Role string
 
 // The roles.
@@ -20,18 +21,33 @@ const (
 	RoleSubscriber Role = "subscriber" // asks, and follows what changes
 	RoleWriter     Role = "writer"     // asks and revokes
 	RoleAdmin      Role = "admin"      // everything but being a node
+
+	RoleSubscriberWriter Role = "subscriber+writer" // both: a service that checks in its own memory and revokes
 )
 
 // ClientRoles are the roles of those who are no nodes.
-func ClientRoles() []Role { return []Role{RoleReader, RoleSubscriber, RoleWriter, RoleAdmin} }
-
-func (r Role) valid() bool {
-	switch r {
-	case RoleNode, RoleReader, RoleSubscriber, RoleWriter, RoleAdmin:
-		return true
-	}
-	return false
+func ClientRoles() []Role {
+	return []Role{RoleReader, RoleSubscriber, RoleWriter, RoleAdmin, RoleSubscriberWriter}
 }
+
+// Has reports whether a role is the other one or contains it.
+func (r Role) Has(other Role) bool {
+	return r == other || r == RoleSubscriberWriter && (other == RoleSubscriber || other == RoleWriter)
+}
+
+// ParseRole reads the role of a client: one name, or subscriber and writer in any order, with a comma or plus between them. Errors match [ErrInvalid].
+func ParseRole(text string) (Role, error) {
+	r := Role(strings.ReplaceAll(text, ",", "+"))
+	if r == RoleWriter+"+"+RoleSubscriber {
+		r = RoleSubscriberWriter
+	}
+	if !slices.Contains(ClientRoles(), r) {
+		return "", fmt.Errorf("role: %w: must be one of reader, subscriber, writer, admin, or subscriber,writer", ErrInvalid)
+	}
+	return r, nil
+}
+
+func (r Role) valid() bool { return r == RoleNode || slices.Contains(ClientRoles(), r) }
 
 // Decisions about certificates and what they are made of.
 var (
@@ -67,7 +83,7 @@ func (id Identity) validate() error {
 	case !validCluster.MatchString(id.Cluster):
 		return fmt.Errorf("cluster: %w: 1 to 63 lower-case letters, digits and dashes, letters or digits at both ends", ErrInvalid)
 	case !id.Role.valid():
-		return fmt.Errorf("role: %w: one of node, reader, subscriber, writer, admin", ErrInvalid)
+		return fmt.Errorf("role: %w: one of node, reader, subscriber, writer, admin, subscriber+writer", ErrInvalid)
 	case !validName.MatchString(id.Name):
 		return fmt.Errorf("name: %w: 1 to 64 letters, digits, dots, dashes and underscores, the first a letter or digit", ErrInvalid)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/internal/bearer"
 	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/internal/transport"
 	"github.com/revokd/revokd/internal/view"
@@ -76,6 +77,9 @@ type Config struct {
 	Addrs []string
 	// TLS is required beyond loopback: see LoadTLS. Nil: none.
 	TLS *tls.Config
+	// TokenFile holds a bearer token that says who this is, instead of a certificate. It is read again within seconds when it is replaced. It is not sent
+	// without TLS but to a loopback address. Empty: none.
+	TokenFile string
 	// Dial connects to a node, as [net.Dialer.DialContext] does; for proxies and tests. Nil: a dialer that gives up after 3 s.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Name of this replica in the lists of nodes; default the host's name and a random part.
@@ -152,6 +156,11 @@ func (c *Config) validate() error {
 	if c.clock == nil {
 		c.clock = clock.System()
 	}
+	if c.TokenFile != "" {
+		if _, err := bearer.ReadFile(c.TokenFile); err != nil {
+			return fmt.Errorf("%w: TokenFile: %w", ErrConfig, err)
+		}
+	}
 	return nil
 }
 
@@ -224,7 +233,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 
 // newClient returns a client that holds nothing and has not started.
 func newClient(cfg Config) *Client {
-	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: transport.New(cfg.TLS, cfg.Dial), asking: make(chan struct{}, maxAsking)}
+	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(&cfg), asking: make(chan struct{}, maxAsking)}
 	c.reached = sync.NewCond(&c.mu)
 	c.watch.init()
 	c.fresh.Store(&view.Freshness{})
@@ -334,6 +343,15 @@ func random() uint64 {
 	var b [8]byte
 	rand.Read(b[:])
 	return binary.BigEndian.Uint64(b[:])
+}
+
+// httpClient returns how nodes are called.
+func httpClient(cfg *Config) *http.Client {
+	c := transport.New(cfg.TLS, cfg.Dial)
+	if cfg.TokenFile != "" {
+		c.Transport = &bearer.Transport{Base: c.Transport, File: cfg.TokenFile, Mono: cfg.clock.Mono}
+	}
+	return c
 }
 
 func (c *Client) url(addr string) string {

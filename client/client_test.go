@@ -23,6 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type server struct {
 	node *node.Node
 	addr string
+	api  *api.Server
 	stop func()
 
 	written map[replication.OriginID]uint64 // by revoke
@@ -59,7 +60,7 @@ func newServer(t *testing.T, addr string, change ...func(*api.Config)) *server {
 	ended := make(chan error, 2)
 	go func() { ended <- n.Run(ctx) }()
 	go func() { ended <- s.Serve(ctx, ln) }()
-	sv := &server{node: n, addr: ln.Addr().String(), written: make(map[replication.OriginID]uint64)}
+	sv := &server{node: n, addr: ln.Addr().String(), api: s, written: make(map[replication.OriginID]uint64)}
 	stopped := false
 	sv.stop = func() {
 		if stopped {

@@ -3,14 +3,18 @@ package client
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/revokd/revokd/internal/api"
+	"github.com/revokd/revokd/internal/bearer"
 	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/internal/credentials"
 	"github.com/revokd/revokd/internal/pki"
 	"github.com/revokd/revokd/revocation"
 )
@@ -73,6 +77,89 @@ func TestTLS(t *testing.T) {
 		}
 		cancel()
 	}
+}
+
+// ahead is a clock that can be put forward.
+type ahead struct {
+	clock.Clock
+	by atomic.Int64
+}
+
+func (a *ahead) Mono() time.Duration { return a.Clock.Mono() + time.Duration(a.by.Load()) }
+
+// A service that checks and revokes needs one credential, which is no admin's: a certificate of both roles, or a token. A token file that is replaced is
+// taken without another client.
+func TestTokenFile(t *testing.T) {
+	issue := authority(t, "prod")
+	node := issue(pki.Request{Role: pki.RoleNode, Name: "n1"})
+	source, err := pki.Load(pki.Config{CA: node.Root, Cert: node.Cert, Key: node.Key, Clock: clock.System()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	tokens := []string{bearer.New(), bearer.New()}
+	known := func(tokens ...string) *credentials.Set {
+		t.Helper()
+		text := []byte("tokens:\n")
+		for _, token := range tokens {
+			e, err := credentials.NewEntry(token, "shop", pki.RoleSubscriberWriter, nil, 0, now.Add(time.Hour), now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := e.YAML()
+			if err != nil {
+				t.Fatal(err)
+			}
+			text = append(text, b...)
+		}
+		set, err := credentials.Parse(text, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return set
+	}
+	s := newServer(t, "127.0.0.1:0", func(c *api.Config) { c.TLS, c.Credentials = source.ServerConfig(), known(tokens[:1]...) })
+	bare, err := LoadTLS("", "", node.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "token")
+	if _, err := Open(t.Context(), Config{Addrs: []string{s.addr}, TLS: bare, TokenFile: path}); !errors.Is(err, ErrConfig) {
+		t.Errorf("without the file: %v", err)
+	}
+	put := func(token string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(token+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(tokens[0])
+	mono := &ahead{Clock: clock.System()}
+	both := issue(pki.Request{Role: pki.RoleSubscriberWriter, Name: "shop"})
+	shown, err := LoadTLS(both.Cert, both.Key, both.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	byToken := open(t, Config{Addrs: []string{s.addr}, TLS: bare, TokenFile: path, clock: mono, MinBackoff: time.Millisecond})
+	for id, c := range map[string]*Client{"t2": byToken, "t3": open(t, Config{Addrs: []string{s.addr}, TLS: shown})} {
+		want(t, c, id, revocation.Active)
+		if _, err := c.Revoke(t.Context(), Match{"iss": "i", "jti": id}); err != nil {
+			t.Fatalf("%s: %v", id, err)
+		}
+		want(t, c, id, revocation.Revoked)
+	}
+	// The old one is good beside the new one, and then no more.
+	s.api.SetCredentials(known(tokens...))
+	put(tokens[1])
+	if _, err := byToken.Revoke(t.Context(), Match{"iss": "i", "jti": "t4"}); err != nil {
+		t.Fatal(err)
+	}
+	mono.by.Store(int64(6 * time.Second))
+	s.api.SetCredentials(known(tokens[1]))
+	if _, err := byToken.Revoke(t.Context(), Match{"iss": "i", "jti": "t5"}); err != nil {
+		t.Fatalf("after a rotation: %v", err)
+	}
+	want(t, byToken, "t5", revocation.Revoked)
 }
 
 func TestLoadTLS(t *testing.T) {

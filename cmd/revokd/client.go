@@ -17,6 +17,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
+	"github.com/revokd/revokd/internal/bearer"
 	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/internal/pki"
 	"github.com/revokd/revokd/internal/transport"
@@ -36,6 +37,7 @@ func (c *cli) clientFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.tls.ca, "tls-ca", "", "file with the cluster's authority: the node is called with TLS (env REVOKD_TLS_CA)")
 	cmd.Flags().StringVar(&c.tls.cert, "tls-cert", "", "file with our certificate, whose role says what we may do (env REVOKD_TLS_CERT)")
 	cmd.Flags().StringVar(&c.tls.key, "tls-key", "", "file with its key (env REVOKD_TLS_KEY)")
+	cmd.Flags().StringVar(&c.bearer, "token-file", "", "file with a bearer token that says who we are, instead of a certificate (env REVOKD_TOKEN_FILE)")
 	cmd.Flags().DurationVar(&c.timeout, "timeout", 10*time.Second, "how long to wait for the answer, retries included")
 	c.outputFlag(cmd)
 }
@@ -104,7 +106,15 @@ func (c *cli) httpClient() (client *http.Client, base string, err error) {
 		}
 		cfg = source.ClientConfig("")
 	}
-	return transport.New(cfg, nil), base, nil
+	client = transport.New(cfg, nil)
+	if path := cmp.Or(c.bearer, c.getenv("REVOKD_TOKEN_FILE")); path != "" {
+		token, err := bearer.ReadFile(path)
+		if err != nil {
+			return nil, "", fmt.Errorf("--token-file: %w", err)
+		}
+		client.Transport = &bearer.Transport{Base: client.Transport, Token: token}
+	}
+	return client, base, nil
 }
 
 func (c *cli) service() (revokdv1connect.RevocationServiceClient, error) {
@@ -165,7 +175,7 @@ func call[Req, Res any](ctx context.Context, c *cli, m method[Req, Res], req *Re
 // noHandshake reports whether one side has refused the other's certificate: then no request was sent, or none was read.
 func noHandshake(err error) bool {
 	op, ok := errors.AsType[*net.OpError](err)
-	return errors.Is(err, pki.ErrUntrusted) || errors.Is(err, pki.ErrWrongPeer) || errors.Is(err, pki.ErrNoIdentity) ||
+	return errors.Is(err, pki.ErrUntrusted) || errors.Is(err, bearer.ErrPlaintext) || errors.Is(err, pki.ErrWrongPeer) || errors.Is(err, pki.ErrNoIdentity) ||
 		ok && op.Op == "remote error" // an alert of TLS
 }
 
@@ -199,6 +209,8 @@ func (c *cli) explainFailure(err error) error {
 	switch {
 	case errors.As(err, &remote) && connect.IsWireError(err):
 		return err
+	case errors.Is(err, bearer.ErrPlaintext):
+		return fmt.Errorf("%s: --token-file: not allowed: %w (--tls-ca)", base, bearer.ErrPlaintext)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("nobody listens at %s: is `revokd agent` running there? (--addr or REVOKD_ADDR names the node)", base)
 	case noHandshake(err) && errors.As(err, new(*net.OpError)):

@@ -34,6 +34,7 @@ type cli struct {
 
 	addr    string
 	tls     tlsFiles
+	bearer  string // file with a token
 	timeout time.Duration
 	output  string
 }
@@ -127,7 +128,7 @@ Exit codes: 0 done, or the token is active; 1 error; 2 wrong usage; 3 the token 
 		c.statusCommand(), c.healthCommand(), c.benchCommand(), c.validateCommand(), c.configCommand(),
 		c.membersCommand(), c.joinCommand(), c.leaveCommand(), c.votersCommand(), c.keysCommand(),
 		c.backupCommand(), c.restoreCommand(), c.journalCommand(),
-		c.caCommand(),
+		c.caCommand(), c.credentialsCommand(),
 		c.setupCommand(),
 		c.devCommand(),
 		c.versionCommand(),

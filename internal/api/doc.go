@@ -26,8 +26,9 @@
 //   - An unknown member in JSON is refused: a caller who misspells a field must not revoke less than he means.
 //   - Every refusal names the field, the kind and the limit, and never a token, a claim's value or a key; nor does the log.
 //   - Nothing is unbounded: connections, streams, headers, bodies, the bytes of all requests together, items and time.
-//   - With Config.TLS every caller is held to the role in his certificate, by the table in access.go; what has no row there nobody may call. [Caller] is
-//     who it is. Without TLS everybody may do everything, so that only loopback will do.
+//   - With Config.TLS or Config.Credentials every caller is held to the role of his certificate or token, by the table in access.go, and writers to what
+//     they are granted; what has no row there nobody may call. [Caller] is who it is. Without either everybody may do everything, so that only loopback
+//     will do.
 //   - Web pages cannot use the API of a developer's machine: other Host names and cross-site requests are refused, and no
 //     procedure answers a GET.
 //

@@ -113,7 +113,7 @@ var outcomes = []struct {
 
 	{errHost, outcome{code: connect.CodePermissionDenied, kind: "host", field: "host", limit: "localhost, a loopback address or a configured name", message: "this server does not answer to that Host"}},
 	{errCrossSite, outcome{code: connect.CodePermissionDenied, kind: "cross_site", field: "origin", limit: "requests of the same origin", message: "cross-site requests are refused"}},
-	{errNoCredential, outcome{code: connect.CodeUnauthenticated, kind: "unauthenticated", field: "certificate", limit: "a client certificate from the cluster's authority, or a bearer token in force", message: "this needs a client certificate or a bearer token in force"}},
+	{errNoCredential, outcome{code: connect.CodeUnauthenticated, kind: "unauthenticated", field: "certificate", limit: "of the cluster's authority, or of --credentials", message: "this needs a client certificate or a bearer token in force"}},
 	{errPlaintext, outcome{code: connect.CodePermissionDenied, kind: "plaintext", field: "authorization", limit: "over TLS only, or from a loopback address", message: "a bearer token was sent where others could read it: replace it"}},
 	{errFailures, outcome{code: connect.CodeResourceExhausted, kind: "rate", field: "authorization", limit: "10 tokens a minute that are not in force, from one address", message: "too many attempts with tokens that are not in force", retry: 6}},
 	{errGrant, outcome{code: connect.CodePermissionDenied, kind: "grant", field: "match", limit: "the claims and values that the caller is granted", message: "the caller is limited to certain issuers or tenants, and the match must name one of them"}},

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/revokd/revokd/internal/api"
+	"github.com/revokd/revokd/internal/credentials"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/internal/pki"
 	"github.com/revokd/revokd/node"
@@ -53,8 +54,10 @@ type AgentConfig struct {
 	MaxRecords  int    // 0: see ttlstore.Config
 	MaxMemory   int64  // bytes; 0: see ttlstore.Config
 
-	TLS     TLSConfig
-	Cluster ClusterConfig
+	TLS TLSConfig
+	// CredentialsFile says which tokens are taken besides certificates, and what writers are limited to; see package credentials. Empty: none.
+	CredentialsFile string
+	Cluster         ClusterConfig
 
 	PprofAddr string // a loopback address where profiles are served; empty: none
 
@@ -116,6 +119,8 @@ func (c *AgentConfig) validate() error {
 		return c.TLS.validate()
 	case c.Cluster.validate(c.Dev) != nil:
 		return c.Cluster.validate(c.Dev)
+	case c.CredentialsFile != "" && !c.TLS.enabled() && c.Cluster.enabled() && (!c.Dev || len(c.Cluster.Join) > 0):
+		return errors.New("--credentials: conflict: nodes of a cluster know each other by certificates, so give --tls-cert, --tls-key and --tls-ca too")
 	case c.ShutdownDelay < 0 || c.ShutdownDelay > maxShutdownDelay:
 		return fmt.Errorf("--shutdown-delay: out of range: 0 to %s", maxShutdownDelay)
 	case c.MaxRecords < 0:
@@ -148,6 +153,8 @@ type agent struct {
 	identityAnswer *revokdv1.IdentityResponse // what this dev node tells who joins it
 	left           chan struct{}              // the node was told to leave its cluster
 
+	known *credentials.Set // when it started; nil: none
+
 	tls     *pki.Source // nil: no TLS
 	peersMu sync.Mutex
 	peers   map[string]*http.Client // by the name of the node, see peerTransport
@@ -170,6 +177,9 @@ func Agent(ctx context.Context, cfg AgentConfig) (err error) {
 	a := &agent{cfg: cfg, dir: filepath.Join(cfg.DataDir, cfg.NodeName), left: make(chan struct{})}
 	// Before anything is written: what is refused here leaves nothing behind.
 	if err := a.loadTLS(); err != nil {
+		return err
+	}
+	if a.known, err = a.readCredentials(); err != nil {
 		return err
 	}
 	if a.listener, err = listen(ctx, cfg.APIAddr, cfg.Dev, a.tls != nil, net.DefaultResolver.LookupNetIP); err != nil {
@@ -228,7 +238,7 @@ func (a *agent) assemble(ctx context.Context) error {
 		serverTLS = a.tls.ServerConfig()
 	}
 	a.server, err = api.New(api.Config{
-		TLS: serverTLS, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
+		TLS: serverTLS, Credentials: a.known, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
 		Identity: a.tellIdentity, OtherKeys: a.otherKeys, Leave: sync.OnceFunc(func() { close(a.left) }),
 	})
 	if err != nil {

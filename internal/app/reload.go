@@ -11,7 +11,7 @@ import (
 // reloadTimeout bounds how long the disk may take to keep the issuers' settings.
 const reloadTimeout = 30 * time.Second
 
-// reload reads the settings, the file of issuers and those of TLS again, and takes all of them or none.
+// reload reads the settings, the file of issuers, that of credentials and those of TLS again, and takes all of them or none.
 func (a *agent) reload(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
 	defer cancel()
@@ -35,10 +35,15 @@ func (a *agent) reload(ctx context.Context) error {
 			return fmt.Errorf("--tls-cert, --tls-key, --tls-ca: %w", err)
 		}
 	}
+	known, err := a.readCredentials()
+	if err != nil {
+		return err
+	}
 	if err := a.node.SetPolicy(ctx, next.Policy()); err != nil {
 		return fmt.Errorf("the settings of the issuers: %w", err)
 	}
 	a.verifier.Replace(next)
+	a.server.SetCredentials(known)
 	apply()
 	if a.tls != nil {
 		// They were good a moment ago; if not any more, whoever follows them says so and tries again.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/internal/credentials"
 	"github.com/revokd/revokd/internal/pki"
 	"github.com/revokd/revokd/internal/transport"
 )
@@ -43,6 +44,19 @@ func (a *agent) loadTLS() error {
 	}
 	a.tls = source
 	return nil
+}
+
+// readCredentials reads the file of credentials, if there is one.
+func (a *agent) readCredentials() (*credentials.Set, error) {
+	path := a.cfg.CredentialsFile
+	if path == "" {
+		return nil, nil
+	}
+	set, err := credentials.Load(path, clock.System().Now())
+	if err != nil {
+		return nil, fmt.Errorf("--credentials: %s: %w", path, err)
+	}
+	return set, nil
 }
 
 // peerTransport reaches the API of another node: with TLS of that one and no other, unless name is empty.

@@ -15,6 +15,9 @@ func ValidateConfig(cfg AgentConfig) (issuers []string, err error) {
 	a := &agent{cfg: cfg}
 	issuers, err = Validate(cfg.IssuersFile, cfg.KeyFile)
 	problems := []error{err, a.loadTLS()}
+	if _, err := a.readCredentials(); err != nil {
+		problems = append(problems, err)
+	}
 	if path := cfg.Cluster.GossipKeyFile; path != "" {
 		if _, err := readGossipKeys(path); err != nil {
 			problems = append(problems, fmt.Errorf("--gossip-key-file: %w", err))

@@ -140,13 +140,31 @@ func connect(t testing.TB, server, client *tls.Config) (l link) {
 	return l
 }
 
+func nameOf(role Role) string { return strings.ReplaceAll(string(role), "+", "-") }
+
+func TestParseRole(t *testing.T) {
+	for text, want := range map[string]Role{
+		"reader": RoleReader, "writer": RoleWriter, "subscriber,writer": RoleSubscriberWriter, "writer,subscriber": RoleSubscriberWriter, "subscriber+writer": RoleSubscriberWriter,
+		"admin": RoleAdmin, "node": "", "": "", "writer,writer": "", "admin,writer": "", "reader,writer": "", "subscriber,writer,reader": "", ",writer": "",
+	} {
+		r, err := ParseRole(text)
+		if r != want || (want == "") != errors.Is(err, ErrInvalid) {
+			t.Errorf("%q: %q, %v", text, r, err)
+		}
+	}
+	if !RoleSubscriberWriter.Has(RoleWriter) || !RoleSubscriberWriter.Has(RoleSubscriber) || RoleSubscriberWriter.Has(RoleAdmin) || RoleSubscriberWriter.Has(RoleReader) ||
+		RoleWriter.Has(RoleSubscriberWriter) || RoleAdmin.Has(RoleWriter) || !RoleAdmin.Has(RoleAdmin) {
+		t.Error("a role has another one than it should")
+	}
+}
+
 func TestPeersKnowEachOther(t *testing.T) {
 	dir, now := t.TempDir(), clocktest.New(noon)
 	a := authority(t, dir, "prod")
 	n1 := source(t, issue(t, a, dir, Request{Role: RoleNode, Name: "n1"}), now)
 	n2 := source(t, issue(t, a, dir, Request{Role: RoleNode, Name: "n2", Hosts: []string{"n2.example", "192.0.2.2"}}), now)
 	for _, role := range ClientRoles() {
-		issue(t, a, dir, Request{Role: role, Name: string(role)})
+		issue(t, a, dir, Request{Role: role, Name: nameOf(role)})
 	}
 	bare, err := Load(Config{CA: filepath.Join(dir, AuthorityCert), Clock: now})
 	if err != nil {
@@ -168,7 +186,7 @@ func TestPeersKnowEachOther(t *testing.T) {
 		}
 	}
 	for _, role := range ClientRoles() {
-		s, err := Load(Config{CA: filepath.Join(dir, AuthorityCert), Cert: filepath.Join(dir, string(role)+".crt"), Key: filepath.Join(dir, string(role)+".key"), Clock: now})
+		s, err := Load(Config{CA: filepath.Join(dir, AuthorityCert), Cert: filepath.Join(dir, nameOf(role)+".crt"), Key: filepath.Join(dir, nameOf(role)+".key"), Clock: now})
 		if err != nil {
 			t.Fatal(err)
 		}

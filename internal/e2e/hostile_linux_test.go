@@ -84,7 +84,7 @@ func hostile(t *testing.T, g *prey, client func() *http.Client) {
 			continue
 		}
 		before := u.window(func() { time.Sleep(hostileWindow / 2) })
-		attack, end := context.WithTimeout(ctx, hostileWindow)
+		attack, end := context.WithTimeout(ctx, hostileWindow*time.Duration(max(1, a.windows)))
 		var running sync.WaitGroup
 		for range a.hands {
 			running.Go(func() {
@@ -287,21 +287,22 @@ type prey struct {
 
 // attack is one way to hurt; run is called again and again by each of the hands.
 type attack struct {
-	name  string
-	hands int
-	least int // how often it must have been done, or it was none
-	tls   bool
-	run   func(ctx context.Context, g *prey)
+	name    string
+	hands   int
+	least   int // how often it must have been done, or it was none
+	tls     bool
+	windows int // it goes on for as many; 0: for one
+	run     func(ctx context.Context, g *prey)
 }
 
 var attacks = []attack{
 	{name: "garbage", hands: 4, least: 20, run: func(ctx context.Context, g *prey) {
 		g.raw(ctx, g.addr, func(c net.Conn) { spill(c, random(4096)) })
 	}},
-	{name: "garbage in TLS", hands: 4, least: 20, tls: true, run: func(ctx context.Context, g *prey) {
+	{name: "garbage in TLS", hands: 4, least: 10, tls: true, run: func(ctx context.Context, g *prey) {
 		g.open(ctx, func(c net.Conn) { spill(c, random(4096)) })
 	}},
-	{name: "large headers", hands: 4, least: 20, run: func(ctx context.Context, g *prey) {
+	{name: "large headers", hands: 4, least: 4, run: func(ctx context.Context, g *prey) {
 		g.open(ctx, func(c net.Conn) {
 			spill(c, fmt.Appendf(nil, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: %s\r\n\r\n", strings.Repeat("x", 1<<20)))
 		})
@@ -346,7 +347,7 @@ var attacks = []attack{
 			pause(ctx, hostileWindow)
 		})
 	}},
-	{name: "2 000 connections/s", hands: 4, least: 1000, run: func(ctx context.Context, g *prey) {
+	{name: "2 000 connections/s", hands: 4, least: 1000, windows: 2, run: func(ctx context.Context, g *prey) {
 		var open []net.Conn
 		defer func() {
 			for _, c := range open {
@@ -361,7 +362,7 @@ var attacks = []attack{
 			return nil
 		})
 	}},
-	{name: "rapid reset", hands: 2, least: 2000, run: func(ctx context.Context, g *prey) {
+	{name: "rapid reset", hands: 2, least: 1000, run: func(ctx context.Context, g *prey) {
 		g.h2(ctx, func(f *http2.Framer, next func() uint32) error {
 			id := next()
 			return errors.Join(f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: request(g.addr), EndHeaders: true, EndStream: true}), f.WriteRSTStream(id, http2.ErrCodeCancel))
@@ -377,10 +378,10 @@ var attacks = []attack{
 			return f.WriteContinuation(id, false, literal)
 		})
 	}},
-	{name: "PING flood", hands: 2, least: 2000, run: func(ctx context.Context, g *prey) {
+	{name: "PING flood", hands: 2, least: 1000, run: func(ctx context.Context, g *prey) {
 		g.h2(ctx, func(f *http2.Framer, _ func() uint32) error { return f.WritePing(false, [8]byte{1}) })
 	}},
-	{name: "SETTINGS flood", hands: 2, least: 2000, run: func(ctx context.Context, g *prey) {
+	{name: "SETTINGS flood", hands: 2, least: 1000, run: func(ctx context.Context, g *prey) {
 		g.h2(ctx, func(f *http2.Framer, _ func() uint32) error { return f.WriteSettings() })
 	}},
 	{name: "empty frames", hands: 2, least: 500, run: func(ctx context.Context, g *prey) {
@@ -393,13 +394,13 @@ var attacks = []attack{
 			return errors.Join(f.WriteData(id, false, nil), f.WriteWindowUpdate(id, 1), f.WritePriority(id, http2.PriorityParam{Weight: 1}))
 		})
 	}},
-	{name: "frames of 16 MiB", hands: 4, least: 20, run: func(ctx context.Context, g *prey) {
+	{name: "frames of 16 MiB", hands: 4, least: 4, run: func(ctx context.Context, g *prey) {
 		g.open(ctx, func(c net.Conn) {
 			b := append([]byte(http2.ClientPreface), 0, 0, 0, 4, 0, 0, 0, 0, 0)
 			spill(c, append(append(b, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1), make([]byte, 1<<20)...))
 		})
 	}},
-	{name: "gossip: packets", hands: 2, least: 2000, run: func(ctx context.Context, g *prey) {
+	{name: "gossip: packets", hands: 2, least: 1000, run: func(ctx context.Context, g *prey) {
 		c, err := g.dial(ctx, "udp", g.gossip)
 		if err != nil {
 			return

@@ -49,11 +49,10 @@ func TestHostile(t *testing.T) {
 	t.Run("tls", func(t *testing.T) {
 		s := newSecured(t, 1)
 		n := s.nodes[0]
-		c := s.admin()
 		hostile(t, &prey{
 			proc: n.proc, gossip: n.gossip,
 			tls: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}}, // it attacks; whom it attacks it knows
-		}, func() *http.Client { return httpsClient(t, c) })
+		}, func() *http.Client { return httpsClient(t, s.admin) })
 	})
 }
 
@@ -86,6 +85,7 @@ func hostile(t *testing.T, g *prey, client func() *http.Client) {
 		before := u.window(func() { time.Sleep(hostileWindow / 2) })
 		attack, end := context.WithTimeout(ctx, hostileWindow*time.Duration(max(1, a.windows)))
 		var running sync.WaitGroup
+		g.done.Store(0)
 		for range a.hands {
 			running.Go(func() {
 				for attack.Err() == nil {
@@ -93,7 +93,6 @@ func hostile(t *testing.T, g *prey, client func() *http.Client) {
 				}
 			})
 		}
-		g.done.Store(0)
 		during := u.window(func() { <-attack.Done() })
 		end()
 		running.Wait()
@@ -192,22 +191,14 @@ func (u *users) api(c *http.Client) revokdv1connect.RevocationServiceClient {
 // call checks a token, revokes it, and checks it again.
 func (u *users) call(api revokdv1connect.RevocationServiceClient, i int) {
 	jti := fmt.Sprint("user-", i)
-	for _, want := range []revokdv1.Verdict{revokdv1.Verdict_VERDICT_ACTIVE, revokdv1.Verdict_VERDICT_REVOKED} {
-		now := time.Now()
-		payload := fmt.Appendf(nil, `{"iss":%q,"sub":"s","jti":%q,"iat":%d,"exp":%d}`, issuer, jti, now.Unix(), now.Unix()+3600)
-		res, err := api.Check(u.Context(), connect.NewRequest(&revokdv1.CheckRequest{Subject: &revokdv1.CheckRequest_Payload{Payload: payload}}))
-		if err == nil && res.Msg.GetVerdict() != want {
-			err = fmt.Errorf("%s, want %s", res.Msg, want)
-		}
-		u.note(time.Since(now), err)
-		if want == revokdv1.Verdict_VERDICT_ACTIVE {
-			began := time.Now()
-			_, err := api.Revoke(u.Context(), connect.NewRequest(&revokdv1.RevokeRequest{
-				Target:    &revokdv1.RevokeRequest_Match{Match: &revokdv1.Match{Claims: map[string]string{"iss": issuer, "jti": jti}}},
-				ExpiresAt: inAnHour(),
-			}))
-			u.note(time.Since(began), err)
-		}
+	for _, do := range []func() error{
+		func() error { return checks(u.Context(), api, jti, revokdv1.Verdict_VERDICT_ACTIVE) },
+		func() error { return revokes(u.Context(), api, jti, nil) },
+		func() error { return checks(u.Context(), api, jti, revokdv1.Verdict_VERDICT_REVOKED) },
+	} {
+		began := time.Now()
+		err := do()
+		u.note(time.Since(began), err)
 	}
 }
 
@@ -236,9 +227,7 @@ func (u *users) use(ctx context.Context, using *sync.WaitGroup) {
 	using.Go(func() {
 		for ctx.Err() == nil {
 			c := u.client()
-			now := time.Now().Unix()
-			payload := fmt.Appendf(nil, `{"iss":%q,"sub":"s","jti":"never","iat":%d,"exp":%d}`, issuer, now, now+3600)
-			_, err := u.api(c).Check(u.Context(), connect.NewRequest(&revokdv1.CheckRequest{Subject: &revokdv1.CheckRequest_Payload{Payload: payload}}))
+			err := checks(u.Context(), u.api(c), "nobody's", revokdv1.Verdict_VERDICT_ACTIVE)
 			c.CloseIdleConnections()
 			u.mu.Lock()
 			u.newcomer++

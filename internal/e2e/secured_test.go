@@ -29,11 +29,13 @@ type secured struct {
 	*testing.T
 	program, home string
 	nodes         []*securedNode
-	follow        func() error // reads the admin's files again
+	admin         *tls.Config  // of an admin
+	follow        func() error // has it follow his files
 }
 
 type securedNode struct {
 	name   string
+	args   []string
 	proc   *e2e.Process
 	gossip string // ip:port
 	api    revokdv1connect.RevocationServiceClient
@@ -50,52 +52,62 @@ func newSecured(t *testing.T, n int, flags ...string) *secured {
 		args = append(args, "--node", fmt.Sprintf("n%d=127.0.0.1", i+1))
 	}
 	s.run(args...)
-	tlsConfig := s.admin()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
+	source, err := pki.Load(pki.Config{CA: s.path("admin/ca.crt"), Cert: s.path("admin/admin.crt"), Key: s.path("admin/admin.key"), Clock: clock.System()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.admin, s.follow = source.ClientConfig(""), source.Reload
 	for i := range n {
-		m := &securedNode{name: fmt.Sprintf("n%d", i+1), http: httpsClient(t, tlsConfig)}
+		m := &securedNode{name: fmt.Sprintf("n%d", i+1), http: httpsClient(t, s.admin)}
 		dir := filepath.Join(s.home, "cluster", "nodes", m.name)
-		args := append([]string{
+		m.args = append([]string{
 			s.program, "agent", "--node-name", m.name, "--data-dir", filepath.Join(s.home, "data"), "--api-addr", "127.0.0.1:0", "--gossip-addr", "127.0.0.1:0",
 			"--tls-cert", filepath.Join(dir, m.name+".crt"), "--tls-key", filepath.Join(dir, m.name+".key"), "--tls-ca", filepath.Join(dir, "ca.crt"),
 			"--gossip-key-file", filepath.Join(dir, "gossip.key"), "--key-file", filepath.Join(dir, "fingerprint.key"), "--issuers", filepath.Join(dir, "issuers.json"),
 			"--bootstrap-expect", strconv.Itoa(n),
 		}, flags...)
 		if i > 0 {
-			args = append(args, "--join", s.nodes[0].gossip)
+			m.args = append(m.args, "--join", s.nodes[0].gossip)
 		}
-		var err error
-		if m.proc, err = e2e.Start(ctx, e2e.Config{Args: args, Env: s.env(), Dir: s.home, HTTP: m.http, Unready: true}); err != nil {
-			t.Fatalf("%s: %v", m.name, err)
-		}
-		t.Cleanup(m.proc.Kill)
-		m.api = revokdv1connect.NewRevocationServiceClient(m.http, m.proc.URL)
-		m.adm = revokdv1connect.NewClusterServiceClient(m.http, m.proc.URL)
 		s.nodes = append(s.nodes, m)
-		s.until(m.name+" gossips", func() error {
-			res, err := m.adm.Members(ctx, connect.NewRequest(&revokdv1.MembersRequest{}))
-			if err != nil {
-				return err
-			}
-			for _, other := range res.Msg.GetMembers() {
-				if other.GetName() == m.name && other.GetGossipAddr() != "" {
-					m.gossip = other.GetGossipAddr()
-					return nil
-				}
-			}
-			return fmt.Errorf("%v", res.Msg.GetMembers())
-		})
+		s.start(m)
 	}
 	for _, m := range s.nodes {
-		s.until(m.name+" is ready", func() error {
-			if !m.proc.Ready(ctx) {
+		s.until(m.name+" is ready and knows of the others", func() error {
+			if !m.proc.Ready(t.Context()) {
 				return fmt.Errorf("log:\n%s", m.proc.Stderr())
 			}
-			return nil
+			return checks(t.Context(), m.api, "nobody's", revokdv1.Verdict_VERDICT_ACTIVE)
 		})
 	}
 	return s
+}
+
+// start starts a node and waits until it gossips, not until it is ready: for that it may need others.
+func (s *secured) start(m *securedNode) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(s.Context(), patience)
+	defer cancel()
+	var err error
+	if m.proc, err = e2e.Start(ctx, e2e.Config{Args: m.args, Env: s.env(), Dir: s.home, HTTP: m.http, Unready: true}); err != nil {
+		s.Fatalf("%s: %v", m.name, err)
+	}
+	s.Cleanup(m.proc.Kill)
+	m.api = revokdv1connect.NewRevocationServiceClient(m.http, m.proc.URL)
+	m.adm = revokdv1connect.NewClusterServiceClient(m.http, m.proc.URL)
+	s.until(m.name+" gossips", func() error {
+		res, err := m.adm.Members(ctx, connect.NewRequest(&revokdv1.MembersRequest{}))
+		if err != nil {
+			return err
+		}
+		for _, other := range res.Msg.GetMembers() {
+			if other.GetName() == m.name && other.GetGossipAddr() != "" {
+				m.gossip = other.GetGossipAddr()
+				return nil
+			}
+		}
+		return fmt.Errorf("%v", res.Msg.GetMembers())
+	})
 }
 
 func (s *secured) env() []string { return []string{"HOME=" + s.home, "PATH=" + os.Getenv("PATH")} }
@@ -112,17 +124,6 @@ func (s *secured) run(args ...string) string {
 		s.Fatalf("revokd %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
-}
-
-// admin is the configuration of TLS of an admin, which follows his files when it is told to.
-func (s *secured) admin() *tls.Config {
-	s.Helper()
-	source, err := pki.Load(pki.Config{CA: s.path("admin/ca.crt"), Cert: s.path("admin/admin.crt"), Key: s.path("admin/admin.key"), Clock: clock.System()})
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.follow = source.Reload
-	return source.ClientConfig("")
 }
 
 func httpsClient(t *testing.T, c *tls.Config) *http.Client {
@@ -169,4 +170,24 @@ func metric(t *testing.T, client *http.Client, url, name string) float64 {
 	}
 	t.Fatalf("no metric %s", name)
 	return 0
+}
+
+// checks returns an error unless a node gives a verdict about a token by its id.
+func checks(ctx context.Context, api revokdv1connect.RevocationServiceClient, jti string, want revokdv1.Verdict) error {
+	now := time.Now().Unix()
+	payload := fmt.Appendf(nil, `{"iss":%q,"sub":"s","jti":%q,"iat":%d,"exp":%d}`, issuer, jti, now, now+3600)
+	res, err := api.Check(ctx, connect.NewRequest(&revokdv1.CheckRequest{Subject: &revokdv1.CheckRequest_Payload{Payload: payload}}))
+	if err == nil && res.Msg.GetVerdict() != want {
+		err = fmt.Errorf("%s, want %s", res.Msg, want)
+	}
+	return err
+}
+
+// revokes revokes a token by its id.
+func revokes(ctx context.Context, api revokdv1connect.RevocationServiceClient, jti string, o *revokdv1.WriteOptions) error {
+	_, err := api.Revoke(ctx, connect.NewRequest(&revokdv1.RevokeRequest{
+		Target:    &revokdv1.RevokeRequest_Match{Match: &revokdv1.Match{Claims: map[string]string{"iss": issuer, "jti": jti}}},
+		ExpiresAt: inAnHour(), Options: o,
+	}))
+	return err
 }

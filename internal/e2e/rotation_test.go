@@ -1,0 +1,287 @@
+package e2e_test
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	replica "github.com/revokd/revokd/client"
+	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
+	"github.com/revokd/revokd/revocation"
+)
+
+// Every secret of a cluster is replaced while it is used: certificates, the authority, the key of gossip. No request fails, neither on connections that stand nor on new ones,
+// sessions go on, and afterwards the old secrets are worth nothing and a node can start with the new ones.
+func TestRotation(t *testing.T) {
+	s := newSecured(t, 3, "--log-level", "info,tls=debug")
+	load := rotationLoad(s, s.admin)
+	c, err := replica.Open(t.Context(), replica.Config{Addrs: []string{s.nodes[0].host()}, TLS: s.admin, Name: "service"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	step := func(what string) {
+		t.Helper()
+		began, before := load.done.Load(), load.fresh.Load()
+		s.until("requests after "+what, func() error {
+			if load.done.Load() < began+300 || load.fresh.Load() < before+30 {
+				return errors.New("too few")
+			}
+			return nil
+		})
+		// What a node acknowledges is in the replica of a service, through a session that has been there from the beginning.
+		id := "replica-" + strings.ReplaceAll(what, " ", "-")
+		if err := revokes(t.Context(), s.nodes[1].api, id, nil); err != nil {
+			t.Errorf("after %s: %v", what, err)
+		}
+		s.until("the replica knows "+id, func() error {
+			if v := c.Check(claimsOf(id, time.Now())); v.Status != revocation.Revoked {
+				return fmt.Errorf("%v", v)
+			}
+			return nil
+		})
+		for _, err := range load.failures() {
+			t.Errorf("until %s: %v", what, err)
+		}
+	}
+	step("the start")
+
+	first := serials(s, s.admin)
+	for _, n := range s.nodes {
+		s.run("ca", "issue", "node", n.name, "--host", "127.0.0.1", "--ca", s.path("ca"), "--out", s.path("nodes/"+n.name), "--force")
+	}
+	s.run("ca", "issue", "client", "admin", "--role", "admin", "--ca", s.path("ca"), "--out", s.path("admin"), "--force")
+	s.reload()
+	step("new certificates")
+	second := serials(s, s.admin)
+	for i := range first {
+		if first[i] == second[i] {
+			t.Errorf("%s shows the certificate that was replaced", s.nodes[i].name)
+		}
+	}
+
+	// Another authority: believed beside the old one, then it issues everything, then it is alone.
+	old := read(t, s.path("ca/ca.crt"))
+	stale, err := tls.LoadX509KeyPair(s.path("admin/admin.crt"), s.path("admin/admin.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.run("ca", "init", "--cluster", "test", "--out", s.path("ca2"))
+	both := old + read(t, s.path("ca2/ca.crt"))
+	s.believe(both)
+	step("two authorities")
+	for _, n := range s.nodes {
+		s.run("ca", "issue", "node", n.name, "--host", "127.0.0.1", "--ca", s.path("ca2"), "--out", s.path("nodes/"+n.name), "--force")
+	}
+	s.run("ca", "issue", "client", "admin", "--role", "admin", "--ca", s.path("ca2"), "--out", s.path("admin"), "--force")
+	s.believe(both) // "ca issue" has written that of one authority
+	step("certificates of the new authority")
+	s.believe(read(t, s.path("ca2/ca.crt")))
+	step("the new authority alone")
+	for _, n := range s.nodes {
+		conn, err := tls.Dial("tcp", n.host(), &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{stale}}) // the node is asked what it believes
+		if err == nil {
+			_, err = conn.Read(make([]byte, 1)) // in TLS 1.3 a refusal comes after the handshake
+			_ = conn.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), "remote error: tls:") {
+			t.Errorf("%s and a certificate of the old authority: %v", n.name, err)
+		}
+	}
+
+	flags := []string{"--addr", s.nodes[0].host(), "--tls-ca", s.path("admin/ca.crt"), "--tls-cert", s.path("admin/admin.crt"), "--tls-key", s.path("admin/admin.key"), "--output", "json"}
+	ring := func(args ...string) []string {
+		t.Helper()
+		var answer struct {
+			Nodes []struct {
+				Node string
+				Ids  []string
+			}
+		}
+		out := s.run(append(append([]string{"keys"}, args...), flags...)...)
+		if err := json.Unmarshal([]byte(out), &answer); err != nil || len(answer.Nodes) != 3 {
+			t.Fatalf("keys %q: %v\n%s", args, err, out)
+		}
+		for _, n := range answer.Nodes[1:] {
+			if strings.Join(n.Ids, " ") != strings.Join(answer.Nodes[0].Ids, " ") {
+				t.Fatalf("keys %q: rings differ: %s", args, out)
+			}
+		}
+		return answer.Nodes[0].Ids
+	}
+	was := ring("list")
+	now := ring("install")
+	if len(was) != 1 || len(now) != 2 {
+		t.Fatalf("rings: %q, %q", was, now)
+	}
+	step("another key of gossip")
+	ring("use", now[1])
+	step("the other key in use")
+	if now = ring("remove", was[0]); len(now) != 1 || now[0] == was[0] {
+		t.Errorf("ring at the end: %q", now)
+	}
+	step("the first key gone")
+
+	load.stop()
+	for _, err := range load.failures() {
+		t.Error(err)
+	}
+	for _, n := range s.nodes { // all were there all the time
+		res, err := n.adm.Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range res.Msg.GetMembers() {
+			if m.GetStatus() != "alive" {
+				t.Errorf("%s says that %s is %s", n.name, m.GetName(), m.GetStatus())
+			}
+		}
+	}
+	// A start with what there is now.
+	last := s.nodes[2]
+	last.proc.Kill()
+	s.start(last)
+	s.until("n3 acknowledges again", func() error {
+		return revokes(t.Context(), s.nodes[0].api, "last", &revokdv1.WriteOptions{Ack: revokdv1.AckLevel_ACK_LEVEL_ALL})
+	})
+	t.Logf("%d requests on connections that stood, %d on new ones, none failed", load.done.Load(), load.fresh.Load())
+}
+
+func (n *securedNode) host() string { return strings.TrimPrefix(n.proc.URL, "https://") }
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// believe puts authorities into the place of those that nodes and admin believe, as careful people do: beside, then renamed.
+func (s *secured) believe(authorities string) {
+	s.Helper()
+	paths := []string{s.path("admin/ca.crt")}
+	for _, n := range s.nodes {
+		paths = append(paths, s.path(filepath.Join("nodes", n.name, "ca.crt")))
+	}
+	for _, path := range paths {
+		if err := os.WriteFile(path+".new", []byte(authorities), 0o600); err != nil {
+			s.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			s.Fatal(err)
+		}
+	}
+	s.reload()
+}
+
+// reload makes all nodes read their files, and the admin his.
+func (s *secured) reload() {
+	s.Helper()
+	for _, n := range s.nodes {
+		said := func() int { return strings.Count(n.proc.Stderr(), "reloaded") }
+		before := said()
+		if err := n.proc.Signal(syscall.SIGHUP); err != nil {
+			s.Fatal(err)
+		}
+		s.until(n.name+" has reloaded", func() error {
+			if said() == before {
+				return errors.New("nothing is logged")
+			}
+			return nil
+		})
+		if strings.Contains(n.proc.Stderr(), "nothing was reloaded") {
+			s.Fatalf("%s:\n%s", n.name, n.proc.Stderr())
+		}
+	}
+	if err := s.follow(); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// serials returns the numbers of the certificates that nodes show on new connections.
+func serials(s *secured, c *tls.Config) (list []string) {
+	s.Helper()
+	for _, n := range s.nodes {
+		conn, err := tls.Dial("tcp", n.host(), c)
+		if err != nil {
+			s.Fatal(err)
+		}
+		list = append(list, conn.ConnectionState().PeerCertificates[0].SerialNumber.String())
+		_ = conn.Close()
+	}
+	return list
+}
+
+// usage is what goes on meanwhile: on each node one who checks and revokes on a connection that stands, and one on new connections.
+type usage struct {
+	done, fresh atomic.Int64
+	stop        func()
+
+	mu     sync.Mutex
+	failed []error
+}
+
+func rotationLoad(s *secured, c *tls.Config) *usage {
+	l := new(usage)
+	ctx, cancel := context.WithCancel(s.Context())
+	var running sync.WaitGroup
+	l.stop = func() { cancel(); running.Wait() }
+	s.Cleanup(l.stop)
+	use := func(api revokdv1connect.RevocationServiceClient, id string) {
+		err := checks(s.Context(), api, id, revokdv1.Verdict_VERDICT_ACTIVE)
+		if err == nil {
+			err = revokes(s.Context(), api, id, nil)
+		}
+		if err == nil {
+			err = checks(s.Context(), api, id, revokdv1.Verdict_VERDICT_REVOKED)
+		}
+		if err != nil {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.failed = append(l.failed, fmt.Errorf("%s: %w", id, err))
+		}
+	}
+	for _, n := range s.nodes {
+		api, url := revokdv1connect.NewRevocationServiceClient(httpsClient(s.T, c), n.proc.URL), n.proc.URL
+		running.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				use(api, fmt.Sprint(n.name, "-standing-", i))
+				l.done.Add(3)
+				time.Sleep(2 * time.Millisecond) // the machine has other things to do
+			}
+		})
+		running.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				client := httpsClient(s.T, c)
+				use(revokdv1connect.NewRevocationServiceClient(client, url), fmt.Sprint(n.name, "-new-", i))
+				client.CloseIdleConnections()
+				l.fresh.Add(3)
+				time.Sleep(20 * time.Millisecond) // the same
+			}
+		})
+	}
+	return l
+}
+
+func (l *usage) failures() []error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := l.failed
+	l.failed = nil
+	return list[:min(5, len(list))]
+}

@@ -23,14 +23,16 @@ func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
 		return w.b
 	}
 	start := len(b)
-	// The vector that an answer to a probe names goes first.
+	// In this order: under which voters, up to where, and what that answers.
 	r.fillVoters(w, p)
-	if !p.said || p.version < r.version && now.Mono >= p.vectorAt+r.vectorEvery(p) {
-		r.fillVector(w, p)
+	if !p.said || p.due || len(p.answers) > 0 || p.version < r.version && now.Mono >= p.vectorAt+r.vectorEvery(p) {
+		if p.due = !r.fillVector(w, p); !p.due {
+			r.fillAnswers(w, p)
+		}
 	}
 	if len(p.out) > 0 {
 		w.b = append(w.b, p.out...)
-		p.out, p.answers, p.controls = p.out[:0], 0, 0
+		p.out, p.controls = p.out[:0], 0
 	}
 	for _, lane := range [lanes]Lane{Urgent, Bulk} {
 		for len(w.b)-start < fillTarget && r.fillLane(w, p, lane) {
@@ -95,14 +97,20 @@ func (r *Replica) fillVoters(w *writer, p *peer) {
 	w.end()
 }
 
-// fillVector writes what has moved since the last time.
-func (r *Replica) fillVector(w *writer, p *peer) {
+// fillVector writes what has moved since the last time. It reports false, and has written no vector, if there are too many origins to define in one message: the next one
+// goes on.
+func (r *Replica) fillVector(w *writer, p *peer) bool {
 	const inFrame = 1024
+	indices := r.movedSince(p.version)
+	start := len(w.b)
+	for _, index := range indices {
+		if len(w.b)-start > maxDefined {
+			return false
+		}
+		r.defineIn(w, p, r.reg.get(index))
+	}
 	var moved []*origin
 	flush := func() {
-		for _, o := range moved {
-			r.defineIn(w, p, o)
-		}
 		w.frame(frameVector)
 		w.uint(uint64(len(moved)))
 		for _, o := range moved {
@@ -113,7 +121,7 @@ func (r *Replica) fillVector(w *writer, p *peer) {
 		w.end()
 		moved = moved[:0]
 	}
-	for _, index := range r.movedSince(p.version) {
+	for _, index := range indices {
 		if moved = append(moved, r.reg.get(index)); len(moved) == inFrame {
 			flush()
 		}
@@ -123,6 +131,7 @@ func (r *Replica) fillVector(w *writer, p *peer) {
 	}
 	p.said = true
 	p.version, p.vectorAt = r.version, r.now.Mono
+	return true
 }
 
 // fillLane writes one run of records of a lane and reports whether there was one.

@@ -42,14 +42,17 @@ func (r *Replica) probe(p *peer, every time.Duration) {
 
 func (r *Replica) receiveProbe(p *peer, f *reader) {
 	id := f.uint()
-	if f.err != nil || r.cfg.Client || p.answers == maxProbes {
+	if f.err != nil || r.cfg.Client || len(p.answers) == maxProbes {
 		return // nobody asks more at a time
 	}
-	p.answers++
-	p.say(func(w *writer) {
-		// In this order: under which voters, up to where, and that this answers.
-		r.fillVoters(w, p)
-		r.fillVector(w, p)
+	p.answers = append(p.answers, id)
+	r.wake(p)
+	r.probe(p, r.cfg.ProbeEvery/2) // in the same message: an idle session is mostly headers
+}
+
+// fillAnswers answers probes with the vector that has just been written.
+func (r *Replica) fillAnswers(w *writer, p *peer) {
+	for _, id := range p.answers {
 		w.frame(frameAnswer)
 		w.uint(id)
 		w.uint(uint64(max(0, r.now.Wall)))
@@ -59,9 +62,8 @@ func (r *Replica) receiveProbe(p *peer, f *reader) {
 			w.uint(r.age(name))
 		}
 		w.end()
-	})
-	r.wake(p)
-	r.probe(p, r.cfg.ProbeEvery/2) // in the same message: an idle session is mostly headers
+	}
+	p.answers = p.answers[:0]
 }
 
 // age is how old the view of a voter is, in milliseconds rounded up, + 1; 0 if there is none.

@@ -20,6 +20,8 @@ const (
 	maxUnnamed    = 1 << 14
 	reissueRetry  = 2 * time.Second
 	maxOut        = 384 << 10       // bytes of small frames that wait for a peer
+	maxDefined    = 256 << 10       // bytes of origins defined ahead of a vector, in one message
+	maxUndefined  = 256             // origins that the answer to a scan defines
 	recordsInRun  = 1024            // in one frame
 	lookBudget    = 20_000          // records looked at for unnamed ones in one step
 	scanBudget    = 100_000         // records looked at for one message of a scan
@@ -118,8 +120,9 @@ type peer struct {
 	out      []byte // small frames that wait
 	pulls    []pull
 	woken    bool
-	answers  int // in out
-	controls int // likewise
+	answers  []uint64 // probes that are answered behind the next vector
+	controls int      // in out
+	due      bool     // the rest of a vector, or one that does not wait for its time
 	vectorAt time.Duration
 	version  uint64 // of the vector that it was sent
 
@@ -824,8 +827,8 @@ func (r *Replica) wakeClients() {
 func (r *Replica) receivePull(p *peer, f *reader) {
 	o := p.origin(r, f.uint())
 	from := f.limited(MaxNumber)
-	if o == nil || f.err != nil || from == 0 {
-		return
+	if o == nil || f.err != nil || from == 0 || len(p.out) >= maxOut {
+		return // it is asked for again
 	}
 	if from <= o.floor {
 		r.define(p, o)
@@ -963,6 +966,7 @@ func (r *Replica) chaseOne(o *origin) bool {
 	case o.asked != 0 && r.now.Mono < o.askedAt.Mono+pullTimeout:
 	case r.now.Mono < o.since.Mono+wait: // its node is about to send it
 	case r.cfg.Client && !o.refused && r.now.Mono < o.since.Mono+pullTimeout: // so is the node of a client
+	case len(best.out) >= maxOut:
 	default:
 		o.asked, o.askedAt, o.askedTo = best.id, r.now, at(best.applied, o.Index)
 		o.refused = false

@@ -516,3 +516,63 @@ func TestDoubtfulOriginsAreForgotten(t *testing.T) {
 		}
 	}
 }
+
+// As many origins as there can be, with names as long as they can be, fit into messages, whatever is asked for at once; and no answer to a probe counts before all of the vector
+// that it names has come.
+func TestFullVector(t *testing.T) {
+	const origins = MaxOrigins - 2
+	p := newPair(t, nil)
+	p.step(0, Disconnected{1})
+	p.step(1, Disconnected{1})
+	var list []Origin
+	var vector []VectorEntry
+	for i := range uint32(origins) {
+		name := fmt.Sprintf("%0*d", maxName, i)
+		list = append(list, Origin{Index: i + 1, ID: MakeOrigin(1<<40+uint64(i)<<8, Bulk), Node: name, Sealed: MaxNumber, Expires: math.MaxUint32})
+		vector = append(vector, VectorEntry{i + 1, MaxNumber})
+	}
+	full, err := New(testConfig("a"), p.store[0], list, vector)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.r[0] = full
+	voters := SetVoters{Voters: Voters{Hash: 7, Names: []string{"a"}}, Self: true}
+	p.step(0, voters)
+	voters.Self = false
+	p.step(1, voters)
+	p.step(0, Connected{Peer: 2, Name: "b"})
+	p.step(1, Connected{Peer: 2, Name: "a"})
+	largest, messages := 0, 0
+	for range 4000 {
+		for side := range 2 {
+			p.step(side, Tick{})
+			b := p.r[side].Fill(p.now, 2, nil)
+			if largest = max(largest, len(b)); len(b) > MaxMessage {
+				t.Fatalf("a message of %d bytes", len(b))
+			}
+			if len(b) > 0 {
+				messages++
+				p.step(1-side, Received{2, b})
+			}
+			if p.ended != nil {
+				t.Fatal(p.ended)
+			}
+		}
+		peer := p.r[1].order[0]
+		if len(peer.probes) > 0 && peer.probes[0].answered && len(peer.applied) <= origins {
+			t.Fatalf("an answer names %d origins of %d", len(peer.applied), origins)
+		}
+		p.now.Mono += time.Millisecond
+	}
+	peer := p.r[1].order[0]
+	for i := range origins {
+		if o := p.r[1].reg.byID[list[i].ID]; o == nil || at(peer.applied, o.Index) != MaxNumber {
+			t.Fatalf("origin %d is not known", i)
+		}
+	}
+	// Nothing of it can be had from a log, and the scan has no records: its end brings the vector.
+	if n := len(p.r[1].Vector()); n != origins || !p.r[1].Leveled() || p.r[1].View("a") == never {
+		t.Errorf("%d origins of %d are held, leveled %v; %+v", n, origins, p.r[1].Leveled(), p.r[1].Stats())
+	}
+	t.Logf("%d messages, the largest of %d bytes", messages, largest)
+}

@@ -83,15 +83,14 @@ func (r *Replica) runScan() {
 			continue
 		}
 		for _, p := range r.order {
-			if !p.hello || p.client || p.part != nil || r.now.Mono < p.busyUntil || !r.knowsMore(p) {
+			if !p.hello || p.client || p.part != nil || r.now.Mono < p.busyUntil || len(p.out) >= maxOut || !r.knowsMore(p) {
 				continue
 			}
 			p.probeID++ // any number that this session has not used
 			s.peer, s.id, s.begun, s.askedAt = p, p.probeID, false, r.now.Mono
 			p.part = s
-			// It filters by our vector: it must have all of it.
+			p.due = true // it filters by our vector; what it does not know yet comes twice
 			p.say(func(w *writer) {
-				r.fillVector(w, p)
 				w.frame(frameScan)
 				w.uint(s.id)
 				w.key(s.from)
@@ -173,7 +172,16 @@ func (r *Replica) receiveScan(p *peer, f *reader) {
 		p.scan = nil
 		r.serving--
 	}
-	accepted := r.serving < r.cfg.Scans
+	undefined := 0
+	for _, o := range r.reg.list {
+		if o != nil && o.applied > at(p.applied, o.Index) && at(p.defined, o.Index).ID != o.ID {
+			undefined++
+		}
+	}
+	if undefined > maxUndefined { // the vector defines them, in as many messages as it takes
+		p.due = true
+	}
+	accepted := r.serving < r.cfg.Scans && undefined <= maxUndefined
 	var vector []VectorEntry
 	p.say(func(w *writer) {
 		if accepted {

@@ -99,6 +99,7 @@ func (c *cli) agentFlags(cmd *cobra.Command) *agentSettings {
 	flags.StringVar(&a.cfg.TLS.Cert, "tls-cert", "", "file with the certificate of this node, for TLS with other nodes and clients (revokd ca issue node); a renewed one is taken while the node runs")
 	flags.StringVar(&a.cfg.TLS.Key, "tls-key", "", "file with its key")
 	flags.StringVar(&a.cfg.TLS.CA, "tls-ca", "", "file with the authority, whose certificates are believed: each caller may what the role in his says")
+	flags.BoolVar(&a.cfg.Insecure, "insecure", false, "listen beyond loopback without TLS: whoever reaches the port reads along and may do everything. The log says so every hour")
 	flags.StringVar(&a.cfg.CredentialsFile, "credentials", "", "YAML file of the bearer tokens that are taken besides certificates, and of the issuers and tenants that writers are limited to (revokd credentials new)")
 	flags.IntVar(&a.cfg.MaxRecords, "max-records", 0, "most records held; beyond it writes are refused (default 100 million)")
 	flags.Var(&a.memory, "max-memory", "most memory for records, such as 512MiB; beyond it writes are refused (default 8GiB)")

@@ -38,7 +38,7 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
-	if _, shown := Caller(r.Context()); shown || s.cfg.TLS == nil {
+	if _, shown := Caller(r.Context()); shown || s.cfg.TLS == nil || len(r.TLS.VerifiedChains) > 0 {
 		known(r.Context())
 	}
 	if !isCall(r.URL.Path) {

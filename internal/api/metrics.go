@@ -101,6 +101,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descBuild       = desc("build_info", "1, with the versions of the program and of Go.", "version", "goversion")
 	descReady       = desc("ready", "1 if the node is ready.")
+	descInsecure    = desc("insecure", "1 if the API may be reached from elsewhere without TLS: --insecure.")
 	descDurability  = desc("durability_info", "1, with what an acknowledged write survives.", "durability")
 	descUptime      = desc("uptime_seconds", "Time since the node was made.")
 	descClock       = desc("clock_ok", "1 if the wall clock is believed.")
@@ -195,6 +196,7 @@ func (c nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descBuild, 1, version, runtime.Version())
 	gauge(descReady, truth(len(c.server.waitingFor()) == 0))
+	gauge(descInsecure, truth(c.server.cfg.Insecure))
 	gauge(descDurability, 1, st.Durability.String())
 	gauge(descUptime, st.Uptime.Seconds())
 	gauge(descClock, truth(st.Clock == "ok"))

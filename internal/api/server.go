@@ -52,6 +52,8 @@ type Config struct {
 	TLS *tls.Config
 	// Credentials are the tokens that are taken besides certificates, and what writers are limited to; see [Server.SetCredentials]. nil: none.
 	Credentials *credentials.Set
+	// Insecure is shown in the metrics: the address is not one of loopback, and there is no TLS.
+	Insecure bool
 	// Now is the wall clock, by which tokens end and rates are counted; default [time.Now].
 	Now func() time.Time
 

@@ -57,6 +57,8 @@ type AgentConfig struct {
 	TLS TLSConfig
 	// CredentialsFile says which tokens are taken besides certificates, and what writers are limited to; see package credentials. Empty: none.
 	CredentialsFile string
+	// Insecure lets the API listen beyond loopback without TLS. The log says so once an hour.
+	Insecure bool
 	Cluster         ClusterConfig
 
 	PprofAddr string // a loopback address where profiles are served; empty: none
@@ -121,6 +123,8 @@ func (c *AgentConfig) validate() error {
 		return c.Cluster.validate(c.Dev)
 	case c.CredentialsFile != "" && !c.TLS.enabled() && c.Cluster.enabled() && (!c.Dev || len(c.Cluster.Join) > 0):
 		return errors.New("--credentials: conflict: nodes of a cluster know each other by certificates, so give --tls-cert, --tls-key and --tls-ca too")
+	case c.Insecure && (c.Dev || c.TLS.enabled()):
+		return errors.New("--insecure: conflict: it is for a node without TLS that is not for development")
 	case c.ShutdownDelay < 0 || c.ShutdownDelay > maxShutdownDelay:
 		return fmt.Errorf("--shutdown-delay: out of range: 0 to %s", maxShutdownDelay)
 	case c.MaxRecords < 0:
@@ -182,7 +186,7 @@ func Agent(ctx context.Context, cfg AgentConfig) (err error) {
 	if a.known, err = a.readCredentials(); err != nil {
 		return err
 	}
-	if a.listener, err = listen(ctx, cfg.APIAddr, cfg.Dev, a.tls != nil, net.DefaultResolver.LookupNetIP); err != nil {
+	if a.listener, err = listen(ctx, cfg.APIAddr, cfg.Dev, a.tls != nil || cfg.Insecure, net.DefaultResolver.LookupNetIP); err != nil {
 		return err
 	}
 	defer a.listener.Close()
@@ -237,8 +241,12 @@ func (a *agent) assemble(ctx context.Context) error {
 	if a.tls != nil {
 		serverTLS = a.tls.ServerConfig()
 	}
+	var hosts []string
+	if a.cfg.Insecure {
+		hosts = []string{"*"} // nobody knows under which names it is reached
+	}
 	a.server, err = api.New(api.Config{
-		TLS: serverTLS, Credentials: a.known, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
+		Hosts: hosts, Insecure: a.cfg.Insecure, TLS: serverTLS, Credentials: a.known, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
 		Identity: a.tellIdentity, OtherKeys: a.otherKeys, Leave: sync.OnceFunc(func() { close(a.left) }),
 	})
 	if err != nil {
@@ -299,6 +307,23 @@ func (a *agent) tellIdentity() *revokdv1.IdentityResponse {
 	return answer
 }
 
+// insecureEvery is how often a node that listens beyond loopback without TLS says so.
+const insecureEvery = time.Hour
+
+func (a *agent) warnInsecure(ctx context.Context, every time.Duration) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		a.cfg.Logger.Warn("insecure: whoever reaches the API can read along and, without --credentials, revoke every token: give --tls-cert, --tls-key and --tls-ca",
+			"address", a.listener.Addr().String())
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // run runs the parts. The front ends first: what it has accepted still needs the node.
 func (a *agent) run(ctx context.Context) error {
 	below, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -313,6 +338,9 @@ func (a *agent) run(ctx context.Context) error {
 		g.Go(func() error { return a.profiles.serve(below) })
 	}
 	g.Go(func() error { a.reloads(below); return nil })
+	if a.cfg.Insecure {
+		g.Go(func() error { a.warnInsecure(below, insecureEvery); return nil })
+	}
 	g.Go(func() error {
 		supervise(below, a.cfg.Supervisor.watchdog, a.node, a.tell)
 		return nil

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/node"
 	"github.com/revokd/revokd/revocation"
@@ -120,6 +121,9 @@ func (d Data) key(dir string) (revocation.Key, error) {
 
 // waysOut adds to damage that stops a start, or to a record that nobody understands, what can be done about it.
 func (a *agent) waysOut(err error) error {
+	if errors.Is(err, cluster.ErrNoKey) {
+		return fmt.Errorf("--gossip-addr: %w. --gossip-key-file names the file of the key (`%s keys generate` makes one)", err, a.cfg.Command)
+	}
 	var damage *journal.DamageError
 	if !errors.As(err, &damage) && !errors.Is(err, revocation.ErrUnknownShape) && !errors.Is(err, revocation.ErrRecord) {
 		return err

@@ -14,10 +14,11 @@ import (
 type lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
 // listen opens the address of the API. Beyond loopback it refuses without TLS: whoever reached the port could revoke every
-// token, and tokens would cross the network in the clear. A dev node stays on loopback, and replaces a taken port by a free one.
-func listen(ctx context.Context, addr string, dev, tls bool, resolve lookup) (net.Listener, error) {
+// token, and tokens would cross the network in the clear. beyond says that there is TLS, or that the user wants it all the same. A dev node stays on
+// loopback, and replaces a taken port by a free one.
+func listen(ctx context.Context, addr string, dev, beyond bool, resolve lookup) (net.Listener, error) {
 	check := loopback
-	if tls && !dev {
+	if beyond && !dev {
 		check = anywhere
 	}
 	at, err := check(ctx, addr, resolve)
@@ -91,5 +92,5 @@ var errBeyond = errors.New("not allowed")
 
 func refused(what string) error {
 	return fmt.Errorf("%w: this means %s, and without TLS, or with --dev, whoever reached it could revoke every token: "+
-		"give --tls-cert, --tls-key and --tls-ca (revokd ca makes the files), or a loopback address (127.0.0.1, ::1, localhost)", errBeyond, what)
+		"give --tls-cert, --tls-key and --tls-ca (revokd ca makes the files), or a loopback address (127.0.0.1, ::1, localhost); --insecure does it without", errBeyond, what)
 }

@@ -7,6 +7,10 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // resolver answers for a few names; no test asks a real one.
@@ -124,5 +128,38 @@ func TestTakenPort(t *testing.T) {
 	got := ln.Addr().(*net.TCPAddr)
 	if got.String() == addr || !got.IP.IsLoopback() {
 		t.Errorf("listens on %s", got)
+	}
+}
+
+// A node that listens beyond loopback without TLS says so at once and again, until it ends.
+func TestInsecureIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logged := new(lockedBuffer)
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		a := &agent{cfg: AgentConfig{Logger: hclog.New(&hclog.LoggerOptions{Output: logged})}, listener: ln}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { a.warnInsecure(ctx, insecureEvery); close(ended) }()
+		for hours := range 3 {
+			synctest.Wait()
+			if n := strings.Count(logged.String(), "insecure: whoever reaches the API"); n != hours+1 {
+				t.Errorf("after %d hours %d lines", hours, n)
+			}
+			time.Sleep(time.Hour) // of the bubble
+		}
+		cancel()
+		<-ended
+	})
+	for name, cfg := range map[string]AgentConfig{
+		"dev": {Dev: true, DataDir: "d", Insecure: true},
+		"TLS": {DataDir: "d", NodeName: "n", KeyFile: "k", IssuersFile: "i", Insecure: true, TLS: TLSConfig{"a", "b", "c"}},
+	} {
+		if err := cfg.validate(); err == nil || !strings.Contains(err.Error(), "--insecure: conflict") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

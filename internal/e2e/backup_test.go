@@ -41,10 +41,10 @@ func (n *node) must(t *testing.T, args ...string) string {
 func (n *node) dir() string { return filepath.Join(n.home, ".local", "state", "revokd", "dev") }
 
 // underLoad starts a node and writers, waits for the first acknowledgement, and returns what ends the writers with the node.
-func (n *node) underLoad(t *testing.T) (p *e2e.Process, h *history, kill func()) {
+func (n *node) underLoad(t *testing.T) (p *e2e.Process, h *ledger, kill func()) {
 	t.Helper()
 	p, api := n.start(t)
-	h = newHistory(0)
+	h = newLedger(0)
 	written := make(chan error, 1)
 	go func() { written <- h.write(t.Context(), api) }()
 	select {
@@ -60,7 +60,7 @@ func (n *node) underLoad(t *testing.T) (p *e2e.Process, h *history, kill func())
 	}
 }
 
-func (h *history) acknowledged() int {
+func (h *ledger) acknowledged() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.acked)

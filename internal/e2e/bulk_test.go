@@ -21,7 +21,7 @@ func TestBulkSurvivesKill(t *testing.T) {
 	const lines = 40_000
 	n := newNode(t, "")
 	p, api := n.start(t)
-	h := newHistory(0)
+	h := newLedger(0)
 	entries := make([]entry, lines)
 	var text bytes.Buffer
 	for i := range entries {

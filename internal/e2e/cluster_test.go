@@ -37,6 +37,7 @@ type member struct {
 	name string
 	port string // of the API, once it is known
 	proc *e2e.Process
+	http *http.Client // of a node that is a host of its own
 	api  revokdv1connect.RevocationServiceClient
 	adm  revokdv1connect.ClusterServiceClient
 }

@@ -55,8 +55,8 @@ func (e entry) check(now time.Time) *revokdv1.CheckRequest {
 	}}}}
 }
 
-// history is what writers know: the entries that were acknowledged, and how many were sent.
-type history struct {
+// ledger is what writers know: the entries that were acknowledged, and how many were sent.
+type ledger struct {
 	round int
 	ends  bool // the node will be asked to end, and may say so
 	next  atomic.Int64
@@ -65,11 +65,11 @@ type history struct {
 	first chan struct{} // closed at the first acknowledgement
 }
 
-func newHistory(round int) *history { return &history{round: round, first: make(chan struct{})} }
+func newLedger(round int) *ledger { return &ledger{round: round, first: make(chan struct{})} }
 
-func (h *history) entry() entry { return entry{h.round, int(h.next.Add(1))} }
+func (h *ledger) entry() entry { return entry{h.round, int(h.next.Add(1))} }
 
-func (h *history) ack(entries ...entry) {
+func (h *ledger) ack(entries ...entry) {
 	if len(entries) == 0 {
 		return
 	}
@@ -83,7 +83,7 @@ func (h *history) ack(entries ...entry) {
 
 // write writes until the node is gone: single calls from many goroutines, and a stream that does not wait for its answers.
 // An answer other than success and the end of the node is an error.
-func (h *history) write(ctx context.Context, client revokdv1connect.RevocationServiceClient) error {
+func (h *ledger) write(ctx context.Context, client revokdv1connect.RevocationServiceClient) error {
 	const callers = 32
 	var wg sync.WaitGroup
 	errs := make([]error, callers+1)
@@ -96,11 +96,11 @@ func (h *history) write(ctx context.Context, client revokdv1connect.RevocationSe
 }
 
 // gone: the node went away, which is what the test is about, or said that it will; anything else that it says is not.
-func (h *history) gone(err error) bool {
+func (h *ledger) gone(err error) bool {
 	return !connect.IsWireError(err) || h.ends && connect.CodeOf(err) == connect.CodeUnavailable
 }
 
-func (h *history) call(ctx context.Context, client revokdv1connect.RevocationServiceClient) error {
+func (h *ledger) call(ctx context.Context, client revokdv1connect.RevocationServiceClient) error {
 	for {
 		e := h.entry()
 		_, err := client.Revoke(ctx, connect.NewRequest(e.request(time.Now())))
@@ -116,7 +116,7 @@ func (h *history) call(ctx context.Context, client revokdv1connect.RevocationSer
 }
 
 // stream keeps up to a window of entries under way.
-func (h *history) stream(ctx context.Context, client revokdv1connect.RevocationServiceClient) error {
+func (h *ledger) stream(ctx context.Context, client revokdv1connect.RevocationServiceClient) error {
 	const window, message = 4000, 100
 	s := client.RevokeStream(ctx)
 	var mu sync.Mutex
@@ -219,7 +219,7 @@ func crashes(t *testing.T, n *node, rounds int, seed uint64, untilLoss bool) (fo
 			n.killAtStart(t, time.Duration(random.Int64N(int64(30*time.Millisecond))))
 		}
 		p, api := n.start(t)
-		h := newHistory(round)
+		h := newLedger(round)
 		written := make(chan error, 1)
 		go func() { written <- h.write(t.Context(), api) }()
 		select {
@@ -315,7 +315,7 @@ func TestCrashLoopFindsMutant(t *testing.T) {
 func TestTerminateUnderLoad(t *testing.T) {
 	n := newNode(t, "")
 	p, api := n.start(t)
-	h := newHistory(0)
+	h := newLedger(0)
 	h.ends = true
 	written := make(chan error, 1)
 	go func() { written <- h.write(t.Context(), api) }()

@@ -20,7 +20,7 @@ import (
 )
 
 // revoke sends an entry and remembers it if it is acknowledged.
-func revoke(t *testing.T, api revokdv1connect.RevocationServiceClient, h *history) error {
+func revoke(t *testing.T, api revokdv1connect.RevocationServiceClient, h *ledger) error {
 	t.Helper()
 	e := h.entry()
 	_, err := api.Revoke(t.Context(), connect.NewRequest(e.request(time.Now())))
@@ -31,7 +31,7 @@ func revoke(t *testing.T, api revokdv1connect.RevocationServiceClient, h *histor
 }
 
 // refused fails unless the node refuses a write with a code and words that say why, goes on with checks, and is not ready for the same reason.
-func refused(t *testing.T, p *e2e.Process, api revokdv1connect.RevocationServiceClient, h *history, code connect.Code, why string) {
+func refused(t *testing.T, p *e2e.Process, api revokdv1connect.RevocationServiceClient, h *ledger, code connect.Code, why string) {
 	t.Helper()
 	if err := revoke(t, api, h); connect.CodeOf(err) != code || !strings.Contains(err.Error(), "disk") {
 		t.Errorf("write: %v, want %s", err, code)
@@ -45,7 +45,7 @@ func refused(t *testing.T, p *e2e.Process, api revokdv1connect.RevocationService
 }
 
 // again waits until the node takes writes again and is ready.
-func again(t *testing.T, p *e2e.Process, api revokdv1connect.RevocationServiceClient, h *history) {
+func again(t *testing.T, p *e2e.Process, api revokdv1connect.RevocationServiceClient, h *ledger) {
 	t.Helper()
 	var err error
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) { // it looks at the disk ten times a second
@@ -74,7 +74,7 @@ func readiness(t *testing.T, p *e2e.Process) (status int, waiting string) {
 }
 
 // after starts the node again after a kill: everything acknowledged is revoked.
-func after(t *testing.T, n *node, p *e2e.Process, h *history) {
+func after(t *testing.T, n *node, p *e2e.Process, h *ledger) {
 	t.Helper()
 	p.Kill()
 	p, api := n.start(t)
@@ -112,7 +112,7 @@ func TestDiskFails(t *testing.T) {
 			set("")
 			n := newNode(t, "faults", "REVOKD_FAULTS="+control)
 			p, api := n.start(t)
-			h := newHistory(0)
+			h := newLedger(0)
 			for range 20 {
 				if err := revoke(t, api, h); err != nil {
 					t.Fatal(err)
@@ -158,7 +158,7 @@ func TestDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, api := n.start(t)
-	h := newHistory(0)
+	h := newLedger(0)
 	var full error
 	for full == nil {
 		batch := make([]entry, 200)
@@ -209,7 +209,7 @@ func TestReadOnlyDirectory(t *testing.T) {
 	n := newNode(t, "")
 	mounted(t, n, "1m")
 	p, api := n.start(t)
-	h := newHistory(0)
+	h := newLedger(0)
 	if err := revoke(t, api, h); err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +232,7 @@ func TestReadOnlyDirectory(t *testing.T) {
 func TestTwoProcesses(t *testing.T) {
 	n := newNode(t, "")
 	p, api := n.start(t)
-	h := newHistory(0)
+	h := newLedger(0)
 	if said := startFails(t, n); !strings.Contains(said, "in use by another process") || !strings.Contains(said, n.home) {
 		t.Errorf("the second agent says: %s", said)
 	}
@@ -247,7 +247,7 @@ func TestTwoProcesses(t *testing.T) {
 func TestDirectoryRemoved(t *testing.T) {
 	n := newNode(t, "")
 	p, api := n.start(t)
-	h := newHistory(0)
+	h := newLedger(0)
 	for range 20 {
 		if err := revoke(t, api, h); err != nil {
 			t.Fatal(err)

@@ -124,7 +124,7 @@ func TestGRPCStream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newHistory(0)
+	h := newLedger(0)
 	var entries []entry
 	for range 10 {
 		var m revokdv1.RevokeStreamRequest

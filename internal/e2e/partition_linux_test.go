@@ -39,16 +39,23 @@ const staleness = 3 * time.Second
 // network is a cluster of nodes that are hosts of their own: TLS, sealed gossip, no --dev.
 type network struct {
 	*fleet
-	lab   *lab
-	hosts map[*member]*host
+	lab    *lab
+	hosts  map[*member]*host
+	faulty bool // each node has a control file of faults
 }
 
 // newNetwork makes the hosts, certificates and secrets of n nodes that are all to be voters.
 func newNetwork(t *testing.T, n int, args ...string) *network {
 	t.Helper()
+	return newFaultyNetwork(t, n, "", args...)
+}
+
+// newFaultyNetwork builds the program with build tags; with "faults" among them each node has a control file.
+func newFaultyNetwork(t *testing.T, n int, tags string, args ...string) *network {
+	t.Helper()
 	w := &network{
-		lab: newLab(t), hosts: map[*member]*host{},
-		fleet: &fleet{t: t, program: program(t, ""), home: t.TempDir(), args: append([]string{"--bootstrap-expect", strconv.Itoa(n), "--max-staleness", staleness.String()}, args...)},
+		lab: newLab(t), hosts: map[*member]*host{}, faulty: tags != "",
+		fleet: &fleet{t: t, program: program(t, tags), home: t.TempDir(), args: append([]string{"--bootstrap-expect", strconv.Itoa(n), "--max-staleness", staleness.String()}, args...)},
 	}
 	w.run("ca", "init", "--cluster", "lab", "--out", w.path("ca"))
 	w.run("ca", "issue", "client", "admin", "--role", "admin", "--ca", w.path("ca"), "--out", w.path("tls"))
@@ -111,6 +118,21 @@ func (w *network) add(name string) *member {
 	m := &member{name: name}
 	w.hosts[m] = w.lab.add()
 	w.run("ca", "issue", "node", name, "--host", w.hosts[m].addr.String(), "--ca", w.path("ca"), "--out", w.path("tls"))
+	source, err := pki.Load(pki.Config{CA: w.path("tls/ca.crt"), Cert: w.path("tls/admin.crt"), Key: w.path("tls/admin.key"), Clock: clock.System()})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	transport := &http.Transport{Protocols: protocols, DialContext: w.hosts[m].dial, TLSClientConfig: source.ClientConfig(name)}
+	w.t.Cleanup(transport.CloseIdleConnections)
+	m.http = &http.Client{Transport: transport}
+	url := "https://" + w.hosts[m].at(7950)
+	m.api = revokdv1connect.NewRevocationServiceClient(m.http, url, connect.WithReadMaxBytes(16<<20))
+	m.adm = revokdv1connect.NewClusterServiceClient(m.http, url)
+	if w.faulty {
+		w.fault(m, "")
+	}
 	return m
 }
 
@@ -132,27 +154,36 @@ func (w *network) flags(m *member) []string {
 func (w *network) boot(m *member) { w.begin(m, false) }
 
 func (w *network) begin(m *member, unready bool) {
-	h := w.hosts[m]
-	source, err := pki.Load(pki.Config{CA: w.path("tls/ca.crt"), Cert: w.path("tls/admin.crt"), Key: w.path("tls/admin.key"), Clock: clock.System()})
-	if err != nil {
-		w.t.Error(err)
-		return
-	}
-	protocols := new(http.Protocols)
-	protocols.SetHTTP2(true)
-	transport := &http.Transport{Protocols: protocols, DialContext: h.dial, TLSClientConfig: source.ClientConfig(m.name)}
-	w.t.Cleanup(transport.CloseIdleConnections)
-	client := &http.Client{Transport: transport}
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
-	m.proc, err = e2e.Start(ctx, e2e.Config{Args: w.flags(m), Env: []string{"HOME=" + w.home, "PATH=" + os.Getenv("PATH")}, Dir: w.home, HTTP: client, Unready: unready})
+	p, err := e2e.Start(ctx, e2e.Config{
+		Args: w.flags(m), Env: append([]string{"HOME=" + w.home, "PATH=" + os.Getenv("PATH")}, w.env(m)...), Dir: w.home, HTTP: m.http, Unready: unready,
+	})
 	if err != nil {
 		w.t.Errorf("%s: %v", m.name, err)
 		return
 	}
-	w.t.Cleanup(m.proc.Kill)
-	m.api = revokdv1connect.NewRevocationServiceClient(client, m.proc.URL, connect.WithReadMaxBytes(16<<20))
-	m.adm = revokdv1connect.NewClusterServiceClient(client, m.proc.URL)
+	w.t.Cleanup(p.Kill)
+	m.proc = p
+}
+
+// env is what a node finds in its environment: the control file of its faults, if the program can have any.
+func (w *network) env(m *member) []string {
+	if !w.faulty {
+		return nil
+	}
+	return []string{"REVOKD_FAULTS=" + w.control(m)}
+}
+
+func (w *network) control(m *member) string { return w.path(m.name + ".faults") }
+
+// fault writes the control file of a node.
+func (w *network) fault(m *member, content string) {
+	w.t.Helper()
+	w.file(m.name+".faults.new", content)
+	if err := os.Rename(w.control(m)+".new", w.control(m)); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // attempt is one write: what was asked of whom, and what became of it.
@@ -375,7 +406,7 @@ func (w *network) revokes(keys map[string]bool) error {
 	return nil
 }
 
-// dumps stops all nodes and compares what they have on disk, record by record.
+// dumps stops all nodes and compares what they have on disk, record by record; want is how many there must be, or -1.
 func (w *network) dumps(want int) {
 	w.t.Helper()
 	for _, m := range w.nodes {
@@ -412,6 +443,9 @@ func (w *network) dumps(want int) {
 				}
 			}
 			set[key] = c
+		}
+		if want < 0 {
+			want = len(set)
 		}
 		if len(set) != want {
 			w.t.Errorf("%s has %d records on disk, want %d", m.name, len(set), want)

@@ -53,6 +53,11 @@ func (r *replica) publish() {
 	if r.n.cfg.Cluster == nil {
 		return
 	}
+	if m := r.n.members; m != nil && !m.alike.Load() { // now, because the peer may be gone a moment later
+		for _, p := range r.core.Peers() {
+			m.compare(p)
+		}
+	}
 	r.n.fresh.Store(view.NewFreshness(r.core.FreshSince()))
 }
 
@@ -82,6 +87,13 @@ func (r *replica) durable() []uint64 {
 // alone reports whether this node is the only voter, so that there is nobody to be level with; mu is held.
 func (r *replica) alone() bool {
 	return r.votes && len(r.voters.Names) == 1
+}
+
+// single is alone, for callers that do not hold mu.
+func (r *replica) single() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.alone()
 }
 
 // waitingFor says why a replica that has read its journal is not complete.

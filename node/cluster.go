@@ -57,6 +57,7 @@ const (
 	crossDialWait  = 2 * time.Second // before the node with the greater name dials
 	votersEvery    = 100 * time.Millisecond
 	offsetsEvery   = time.Second
+	refusedEvery   = 10 * time.Second
 	maxVoterQueue  = 1024
 	autoVoterEvery = 5 * time.Second
 
@@ -80,6 +81,8 @@ type membership struct {
 	status   atomic.Pointer[voters.Status]
 	offset   atomic.Int64 // of the peers' median wall clock from this one's
 	refuses  atomic.Bool  // because of it
+	refused  uint64       // records of peers, as last reported; belongs to one goroutine
+	alike    atomic.Bool  // it has been found to agree with somebody since the start
 
 	mu    sync.Mutex
 	dials map[string]*dialing
@@ -188,6 +191,7 @@ func (m *membership) apply() {
 func (m *membership) run(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return m.votersLoop(ctx) })
 	g.Go(func() error { return m.n.every(ctx, offsetsEvery, m.compareClocks) })
+	g.Go(func() error { return m.n.every(ctx, refusedEvery, m.reportRefused) })
 	if m.gossip != nil {
 		g.Go(func() error { return m.gossip.Run(ctx) })
 		g.Go(func() error { return m.sessionsLoop(ctx) })
@@ -517,6 +521,28 @@ func (m *membership) compareClocks() {
 		m.n.guard.Confirm()
 		m.n.mu.Unlock()
 	}
+}
+
+// agreed reports whether the wall clock has agreed with that of another node since the start. Until then a machine that has started with a wrong clock would make
+// cutoffs that the others refuse: hours ahead, or too early to catch anything. A cluster of one, and a node that was told to start alone, have nobody to ask.
+func (m *membership) agreed() bool {
+	return m.alike.Load() || m.cfg.StartAlone || m.n.replica.single()
+}
+
+// compare notes whether the wall clock agrees with that of a peer.
+func (m *membership) compare(p replication.PeerStats) {
+	if p.Timed && !p.Client && p.Offset.Abs() <= stopOffset {
+		m.alike.Store(true)
+	}
+}
+
+// reportRefused says why records of peers were refused since it was last called: while they are, this view grows old.
+func (m *membership) reportRefused() {
+	s := m.n.Status().Replication
+	if s.Refused != m.refused {
+		m.n.log.Warn("records of other nodes are refused", "records", s.Refused-m.refused, "the_last", s.LastRefused)
+	}
+	m.refused = s.Refused
 }
 
 // ClockOffset is how far the median of the peers' wall clocks is ahead of this node's.

@@ -225,7 +225,7 @@ func (n *Node) tick() clock.Reading {
 	before := n.reading
 	n.reading = n.guard.Read()
 	n.now.Store(n.reading.Guarded.UnixMilli())
-	n.clockOK.Store(believable(n.reading))
+	n.clockOK.Store(believable(n.reading) && (n.members == nil || !n.members.refuses.Load()))
 	if before.String() != n.reading.String() && (before.String() == "ok") != (n.reading.String() == "ok") {
 		n.log.Warn("clock", "state", n.reading.String())
 	}

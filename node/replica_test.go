@@ -805,3 +805,64 @@ func TestFencedAcrossRestart(t *testing.T) {
 		stop()
 	}
 }
+
+// stepped is a wall clock that can be stepped.
+type stepped struct {
+	clock.Clock
+	by atomic.Int64
+}
+
+func (c *stepped) Now() time.Time { return c.Clock.Now().Add(time.Duration(c.by.Load())) }
+
+// withStepped is a mesh of three whose first node has that clock.
+func withStepped(t *testing.T, c *stepped) *mesh {
+	t.Helper()
+	m := newMesh(t, Config{Durability: DurabilityMemory, Key: revocation.Key{1}}, "b", "c")
+	m.names = []string{"a", "b", "c"}
+	m.start("a", Config{Name: "a", Durability: DurabilityMemory, Key: revocation.Key{1}, Clock: c, Cluster: &ClusterConfig{}})
+	for _, other := range []string{"b", "c"} {
+		m.nodes[other].setVoters(replication.Voters{Number: 1, Hash: 7, Names: m.names}, true)
+		m.link("a", other)
+	}
+	m.ready()
+	return m
+}
+
+// A node whose wall clock has jumped takes revocations that state their own times, and the others take them from it; it takes records of others, whatever it
+// thinks of their times, for as long as its clock is off from theirs.
+func TestWriteAfterJump(t *testing.T) {
+	for _, jump := range []time.Duration{2 * time.Hour, -2 * time.Hour} {
+		t.Run(jump.String(), func(t *testing.T) {
+			c := &stepped{Clock: clock.System()}
+			m := withStepped(t, c)
+			write := func(node, jti string) {
+				t.Helper()
+				r := []revocation.Request{{Match: match(t, "iss=i,jti="+jti), ExpiresAt: time.Now().Add(time.Hour).UnixMilli()}}
+				if results, receipt, err := m.nodes[node].Write(t.Context(), r, WriteOptions{Ack: AckAll, AckTimeout: 10 * time.Second}); err != nil || results[0].Err != nil {
+					t.Fatalf("%s: %+v %+v %v", node, results, receipt, err)
+				}
+			}
+			c.by.Store(int64(jump))
+			write("a", "1")
+			m.until("a knows that its clock is off", m.nodes["a"].members.refuses.Load)
+			write("b", "2")
+		})
+	}
+}
+
+// A node that has started with a wrong clock, without anything that shows it, makes no cutoff before it has seen the clocks of others.
+func TestCutoffBeforeClocksAgree(t *testing.T) {
+	cutoff := []revocation.Request{{Match: match(t, "iss=i,sub=alice")}}
+	c := &stepped{Clock: clock.System()}
+	c.by.Store(int64(2 * time.Hour))
+	m := withStepped(t, c)
+	for range 20 {
+		results, _, err := m.nodes["a"].Write(t.Context(), cutoff, WriteOptions{Ack: AckLocal})
+		if !errors.Is(err, ErrClock) && !errors.Is(results[0].Err, ErrClock) {
+			t.Fatalf("%+v %v", results, err)
+		}
+	}
+	if results, _, err := m.nodes["b"].Write(t.Context(), cutoff, WriteOptions{Ack: AckAll, AckTimeout: 10 * time.Second}); err != nil || results[0].Err != nil {
+		t.Fatalf("a node with the right clock: %+v %v", results, err)
+	}
+}

@@ -265,10 +265,19 @@ func (n *Node) superseded(done written) (lost []blocked) {
 
 // plan turns a request into revocations, unless it needs a clock that cannot be believed.
 func (n *Node) plan(r revocation.Request, reading clock.Reading) (revocation.Plan, error) {
-	if needsClock(r) && !believable(reading) {
+	wall := reading.Wall
+	switch {
+	case believable(reading):
+		if n.members != nil && needsClock(r) && !n.members.agreed() {
+			return revocation.Plan{}, fmt.Errorf("%w: it has not been found to agree with that of another node since the start", ErrClock)
+		}
+	case needsClock(r):
 		return revocation.Plan{}, fmt.Errorf("%w: %s", ErrClock, reading.String())
+	default:
+		// It states its own times, and only says when it was made. Other nodes refuse what was made in their future.
+		wall = reading.Guarded
 	}
-	return n.table.Policy().Plan(r, reading.Wall.UnixMilli(), reading.Guarded.UnixMilli())
+	return n.table.Policy().Plan(r, wall.UnixMilli(), reading.Guarded.UnixMilli())
 }
 
 // needsClock: without a stated time the request's meaning depends on what time it is here.

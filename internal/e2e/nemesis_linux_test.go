@@ -601,7 +601,10 @@ func (f *faults) logouts(rng *rand.Rand, hold time.Duration) bool {
 	go func() {
 		defer func() { _ = s.CloseRequest() }() // Receive says what was wrong
 		for i := range 20 {
-			req := &revokdv1.RevokeStreamRequest{Options: &revokdv1.WriteOptions{Ack: revokdv1.AckLevel_ACK_LEVEL_LOCAL}}
+			req := &revokdv1.RevokeStreamRequest{}
+			if i == 0 {
+				req.Options = &revokdv1.WriteOptions{Ack: revokdv1.AckLevel_ACK_LEVEL_LOCAL}
+			}
 			for k := range 1000 {
 				req.Items = append(req.Items, &revokdv1.RevokeRequest{ExpiresAt: inAnHour(), Target: &revokdv1.RevokeRequest_Match{
 					Match: &revokdv1.Match{Claims: map[string]string{"iss": issuer, "sub": "victim", "jti": fmt.Sprint("logout-", run, "-", i*1000+k)}},
@@ -736,9 +739,9 @@ func TestNemesis(t *testing.T) {
 	defer tr.end()
 	time.Sleep(2 * time.Second) // load before the first fault
 	tr.settle("0", rng)
-	base := map[*member]usage{}
+	base := map[*member]footprint{}
 	for _, m := range tr.nodes {
-		base[m] = tr.usage(m)
+		base[m] = tr.footprint(m)
 	}
 	var cards []int
 	for round := range rounds {
@@ -760,7 +763,7 @@ func TestNemesis(t *testing.T) {
 		tr.lossy = false
 		tr.faults.mu.Unlock()
 		for _, m := range tr.nodes {
-			tr.within(m, tr.usage(m))
+			tr.within(m, tr.footprint(m))
 		}
 		if violations := tr.judge.Violations(); len(violations) > 0 || t.Failed() {
 			break
@@ -774,14 +777,14 @@ func TestNemesis(t *testing.T) {
 	tr.final(all)
 	for _, m := range tr.nodes {
 		tr.until(m.name+" is as it was at the beginning", func() error {
-			if u := tr.usage(m); u.goroutines > base[m].goroutines*21/20+10 {
+			if u := tr.footprint(m); u.goroutines > base[m].goroutines*21/20+10 {
 				return fmt.Errorf("%d goroutines, %d at the beginning", u.goroutines, base[m].goroutines)
 			}
 			return nil
 		})
 	}
 	c := tr.judge.Counts()
-	r := report{Test: t.Name(), Seed: seed, Nodes: nodes, Rounds: rounds, Seconds: int(tr.judge.Now().Seconds()), Counts: c, Records: tr.usage(tr.nodes[0]).records}
+	r := report{Test: t.Name(), Seed: seed, Nodes: nodes, Rounds: rounds, Seconds: int(tr.judge.Now().Seconds()), Counts: c, Records: tr.footprint(tr.nodes[0]).records}
 	for _, g := range tr.starts {
 		r.Restarts += g.Load() / 2
 	}
@@ -815,7 +818,7 @@ func kinds(counts map[string]int) string {
 
 // within fails if a node uses more memory than the manual says (docs/operations.md): 60 bytes for each record, twice that for a part of the table while it grows, 64 MiB for
 // requests, 128 KiB for each connection and the program; and half as much again, which the garbage collector may leave.
-func (tr *trial) within(m *member, u usage) {
+func (tr *trial) within(m *member, u footprint) {
 	tr.t.Helper()
 	const connections, program = 100, 64 << 20
 	if limit := 3 * (2*60*u.records + 64<<20 + connections*128<<10 + program) / 2; u.rss > limit {

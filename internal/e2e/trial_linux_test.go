@@ -246,7 +246,10 @@ func (tr *trial) stream(ctx context.Context, m *member, pace <-chan time.Time, n
 			case <-over:
 				return
 			}
-			req := &revokdv1.RevokeStreamRequest{Options: &revokdv1.WriteOptions{Ack: revokdv1.AckLevel_ACK_LEVEL_QUORUM, AckTimeout: durationpb.New(writeTimeout)}}
+			req := &revokdv1.RevokeStreamRequest{}
+			if len(sent) == 0 {
+				req.Options = &revokdv1.WriteOptions{Ack: revokdv1.AckLevel_ACK_LEVEL_QUORUM, AckTimeout: durationpb.New(writeTimeout)}
+			}
 			end := inAnHour()
 			for range bulkMessage {
 				*number++
@@ -509,14 +512,14 @@ func (tr *trial) level() error {
 	return nil
 }
 
-// load is what a node uses.
-type usage struct{ rss, records, goroutines int64 }
+// footprint is what a node uses.
+type footprint struct{ rss, records, goroutines int64 }
 
-// usage of a node that runs.
-func (tr *trial) usage(m *member) usage {
+// footprint of a node that runs.
+func (tr *trial) footprint(m *member) footprint {
 	t := tr.t
 	t.Helper()
-	var u usage
+	var u footprint
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.proc.Pid()))
 	if err != nil {
 		t.Fatal(err)

@@ -398,7 +398,15 @@ func (n *Node) merged(w *writing, err error) {
 	now := n.Now()
 	e := replication.Written{Index: replication.Dot(w.entries[0].dot).Index(), First: replication.Dot(w.entries[0].dot).Number()}
 	e.Records = make([]replication.Record, len(w.entries))
+	var run [revocation.MaxRun]revocation.Fingerprint
 	for i := range w.entries {
+		if next := w.entries[i:]; i%len(run) == 0 && len(next) > 1 {
+			next = next[:min(len(next), len(run))]
+			for j := range next {
+				run[j] = next[j].record.Fingerprint
+			}
+			n.table.Ahead(run[:len(next)])
+		}
 		entry := &w.entries[i]
 		e.Records[i] = view.Encode(entry.record)
 		if _, err := n.table.Define(entry.shape, entry.record.RetainUntil(), now, false); err != nil {

@@ -205,6 +205,20 @@ type Delta struct {
 	Dot    uint64 // of what the table holds now
 }
 
+// MaxRun is how many fingerprints [Table.Ahead] looks at.
+const MaxRun = ttlstore.MaxRun
+
+// Ahead requests the memory that merging records with these fingerprints will touch, and does not wait for it: a run of merges is quicker behind
+// it. It looks at no more than [MaxRun] of them.
+func (t *Table) Ahead(list []Fingerprint) {
+	var keys [MaxRun]ttlstore.Key
+	n := min(len(list), len(keys))
+	for i, f := range list[:n] {
+		keys[i] = ttlstore.Key(f)
+	}
+	t.store.Ahead(keys[:n])
+}
+
 // Merge joins a record into the table; dot is its number, kept beside it and given back with it; 0 is none. The record is
 // found by every check that begins after Merge has returned. A record whose retention has passed
 // changes nothing. For limited callers the store's limit is lowered by its reserve. Errors match

@@ -397,6 +397,36 @@ func TestAllBitsDecide(t *testing.T) {
 
 // What has been acknowledged is found by every lookup that begins later, whole, while writers, sweeps, growth, rebuilds and
 // the reuse of memory go on.
+// Items that come in the order of their keys fill one shard after the other: each but the first grows once or twice, and none is larger for it.
+func TestGrowthInOrder(t *testing.T) {
+	const items, shards = 64_000, 16
+	fill := func(order func([]Key)) Stats {
+		s, err := New(Config{MaxItems: 100_000, Shards: shards, Heap: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		keys := make([]Key, items)
+		for i := range keys {
+			keys[i] = key(i)
+		}
+		order(keys)
+		for _, k := range keys {
+			mustPut(t, s, k, 9, 1, 1)
+		}
+		s.check(t)
+		return s.Stats()
+	}
+	random := fill(func([]Key) {})
+	ordered := fill(func(keys []Key) { slices.SortFunc(keys, Key.Compare) })
+	if random.Grows < 8*shards || ordered.Grows > random.Grows/8+2*shards {
+		t.Errorf("%d steps in order, %d without", ordered.Grows, random.Grows)
+	}
+	if ordered.LookupBytes > random.LookupBytes*5/4 {
+		t.Errorf("%d bytes in order, %d without", ordered.LookupBytes, random.LookupBytes)
+	}
+}
+
 func TestStress(t *testing.T) {
 	s := newStore(t, Config{Shards: 4})
 	rounds := 40_000
@@ -411,6 +441,7 @@ func TestStress(t *testing.T) {
 		wg.Go(func() {
 			for i := range rounds {
 				k := key(w<<32 | i)
+				s.Ahead([]Key{k, key(1<<50 | w<<32 | i)})
 				if err := put(s, k, 1000, 3, false, uint64(i)); err != nil {
 					t.Error(err)
 					return
@@ -633,6 +664,7 @@ func TestNothingAllocates(t *testing.T) {
 		"Probes":   func() { p := [2]Probe{{Key: keys[0]}, {Key: keys[1]}}; s.Prepare(p[:]); s.LookupProbe(&p[1], 1) },
 		"Update":   func() { _ = put(s, keys[0], 10, 1, false, 1) },
 		"Sweep":    func() { s.Sweep(1) },
+		"Ahead":    func() { s.Ahead(keys[:MaxRun]) },
 	} {
 		if n := testing.AllocsPerRun(100, f); n != 0 {
 			t.Errorf("%s allocates %v times", name, n)

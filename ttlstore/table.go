@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/revokd/revokd/bloom"
 )
@@ -74,10 +75,13 @@ func capacity(buckets uint64) uint64 { return max(buckets*perBucket*85/100, 1) }
 
 func (t *table) capacity() int { return int(capacity(t.buckets)) }
 
-// step is by how many buckets the table of a shard grows: a small one doubles, a large one grows by about a quarter, for each
-// shard another, so that shards that fill together do not grow together.
+// step is by how many buckets the table of a shard grows: a small one becomes four times as large, so that a store that fills is made anew a few times
+// only, then it doubles; a large one grows by about a quarter, for each shard another, so that shards that fill together do not grow together.
 func (t *table) step(n int) uint64 {
-	if t.buckets < 128 {
+	switch {
+	case t.buckets < 32:
+		return 3 * t.buckets
+	case t.buckets < 128:
 		return t.buckets
 	}
 	return t.buckets * uint64(12+n%8) / 64
@@ -212,6 +216,17 @@ func (r *record) used() bool { return atomic.LoadUint64(&r[1])&flagUsed != 0 }
 func (r *record) release(next uint32) {
 	atomic.StoreUint64(&r[0], uint64(next))
 	atomic.StoreUint64(&r[1], 0)
+}
+
+// request asks for the memory of the item in a slot, if there is one.
+func (t *table) request(slot int) {
+	if slot >= len(t.slots) {
+		return
+	}
+	if w := atomic.LoadUint64(&t.slots[slot]); w&numberMask != 0 {
+		at := uintptr(unsafe.Pointer(t.item(uint32(w&numberMask) - 1)))
+		prefetch(at, at)
+	}
 }
 
 // each calls fn for the items of a shard, in any order; its lock is held.

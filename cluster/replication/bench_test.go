@@ -8,6 +8,8 @@ import (
 // sink is a store that costs nothing, so that the state machine is what is measured.
 type sink struct{ table }
 
+func (*sink) Ahead([]Key) {}
+
 func (*sink) Merge(*Record, Dot, Now, bool) (Merged, error) { return Merged{Changed: true}, nil }
 
 // BenchmarkReplicas copies records from one replica to another without a network: ns and bytes are for each record, both sides together.

@@ -75,6 +75,7 @@ type Replica struct {
 	served  *sums
 	spare   *sums  // of audits that were served
 	scratch []byte // records with their dots, within one step
+	run     [MaxRun]Key
 	auditAt time.Duration
 
 	cloned    bool // noticed in this step
@@ -761,6 +762,9 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 			taken = number
 			continue
 		}
+		if (number-first)%MaxRun == 0 {
+			r.ahead(b, RecordSize)
+		}
 		m, err := r.store.Merge(rec, MakeDot(o.Index, number), r.now, direct)
 		if err != nil {
 			if errors.Is(err, ErrDefinition) {
@@ -806,6 +810,18 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		r.keep(records, dots, VectorEntry{o.Index, o.applied})
 	}
 	return broken
+}
+
+// ahead tells the store of the next records, each of which begins size bytes behind the one before it.
+func (r *Replica) ahead(b []byte, size int) {
+	n := min(len(b)/size, MaxRun)
+	if n < 4 {
+		return // not worth it
+	}
+	for i := range n {
+		r.run[i] = (*Record)(b[i*size:]).Key()
+	}
+	r.store.Ahead(r.run[:n])
 }
 
 // refuse notes that the store takes no more of an origin for now: its vector stays, and views that need it grow old.

@@ -20,6 +20,8 @@ type table struct {
 
 func newTable() *table { return &table{records: map[Key]Record{}, dots: map[Key]Dot{}} }
 
+func (*table) Ahead([]Key) {}
+
 func (t *table) Merge(r *Record, d Dot, _ Now, _ bool) (Merged, error) {
 	if t.refuse != nil {
 		if err := t.refuse(r); err != nil {

@@ -302,7 +302,10 @@ func (r *Replica) receiveScanned(p *peer, f *reader) error {
 // mergeAll merges records with dots and returns the last one.
 func (r *Replica) mergeAll(p *peer, b []byte) (last *Record, err error) {
 	records, dots := make([]Record, 0, len(b)/entrySize), make([]Dot, 0, len(b)/entrySize)
-	for ; len(b) > 0; b = b[entrySize:] {
+	for i := 0; len(b) > 0; i, b = i+1, b[entrySize:] {
+		if i%MaxRun == 0 {
+			r.ahead(b, entrySize)
+		}
 		rec := (*Record)(b)
 		theirs := dotOf(b[RecordSize:])
 		var d Dot // of an origin that has been forgotten: its content still counts

@@ -96,11 +96,16 @@ type Merged struct {
 	Unnamed bool // what is held now came of a join and has no dot
 }
 
+// MaxRun is how many records a store is told of ahead.
+const MaxRun = 32
+
 // Store holds the records of a replica. Its methods are called from within Step and Fill and must not call back.
 type Store interface {
 	// Merge joins a record into what is held under its key. direct: it came from the node of its origin. An error means that it was
 	// refused: nothing changed, and the vector must not claim it.
 	Merge(r *Record, d Dot, now Now, direct bool) (Merged, error)
+	// Ahead tells the keys of up to [MaxRun] records that are about to be merged, so that what is slow about it can begin for all of them. It may do nothing.
+	Ahead(keys []Key)
 	// Held returns what is held under the key of r.
 	Held(r *Record, now Now) (Record, Dot, bool)
 	// Scan calls fn in key order for live records from a key on for whose dots keep says yes, until fn returns false or it has looked at

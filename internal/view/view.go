@@ -58,6 +58,16 @@ func (s *Store) Merge(rec *replication.Record, d replication.Dot, now replicatio
 	return replication.Merged{Changed: delta.Changed, Unnamed: delta.Changed && delta.Dot == 0}, err
 }
 
+// Ahead requests the memory that merging records with these keys will touch.
+func (s *Store) Ahead(keys []replication.Key) {
+	var list [replication.MaxRun]revocation.Fingerprint
+	n := min(len(keys), len(list))
+	for i, k := range keys[:n] {
+		list[i] = revocation.Fingerprint(k)
+	}
+	s.Table.Ahead(list[:n])
+}
+
 // Held returns what the table holds under the key of a record.
 func (s *Store) Held(rec *replication.Record, now replication.Now) (replication.Record, replication.Dot, bool) {
 	r, err := revocation.ParseRecord(rec[:])

@@ -74,6 +74,8 @@ func (s *store) covers(r *replication.Record) bool {
 	return e != nil && (e.record == *r || join(&e.record, r) == e.record)
 }
 
+func (*store) Ahead([]replication.Key) {}
+
 func (s *store) Merge(r *replication.Record, d replication.Dot, now replication.Now, _ bool) (replication.Merged, error) {
 	if !s.defs[definition(r)] {
 		return replication.Merged{}, replication.ErrDefinition

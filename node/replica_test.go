@@ -842,6 +842,7 @@ func TestWriteAfterJump(t *testing.T) {
 					t.Fatalf("%s: %+v %+v %v", node, results, receipt, err)
 				}
 			}
+			m.until("the others believe their clocks", func() bool { return m.nodes["b"].clockOK.Load() && m.nodes["c"].clockOK.Load() })
 			c.by.Store(int64(jump))
 			write("a", "1")
 			m.until("a knows that its clock is off", m.nodes["a"].members.refuses.Load)

@@ -127,6 +127,17 @@ func (t *Table) LiveClasses(now int64) []LiveClass {
 	return list
 }
 
+// Keeps reports whether there may be keeps.
+func (t *Table) Keeps(now int64) bool {
+	sec := unixSeconds(now)
+	for _, s := range t.view.Load().shapes {
+		if e := s.entry(ClassKeep); e != nil && e.horizon.Load() >= sec {
+			return true
+		}
+	}
+	return false
+}
+
 // Await makes checks look for what somebody else holds records of. Errors are those of [Table.Define], and match [ErrRecord] for a class that the shape
 // cannot have.
 func (t *Table) Await(l LiveClass, now int64) error {

@@ -527,8 +527,8 @@ func (r *Replica) frame(p *peer, t frameType, f *reader) error {
 		r.receiveScan(p, f)
 	case frameScanBegin:
 		r.receiveScanBegin(p, f)
-	case frameScanned:
-		return r.receiveScanned(p, f)
+	case frameScanned, frameEarly:
+		return r.receiveScanned(p, f, t == frameEarly)
 	case frameScanEnd:
 		r.receiveScanEnd(p, f)
 	case frameWindow:

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"testing"
@@ -16,6 +17,7 @@ type table struct {
 	records map[Key]Record
 	dots    map[Key]Dot
 	refuse  func(*Record) error
+	early   func(*Record) bool
 }
 
 func newTable() *table { return &table{records: map[Key]Record{}, dots: map[Key]Dot{}} }
@@ -72,6 +74,7 @@ func (t *table) Each(from Key, budget int, now Now, fn func(*Record, Dot)) (Key,
 	return t.Scan(from, budget, now, func(Dot) bool { return true }, func(r *Record, d Dot) bool { fn(r, d); return true })
 }
 
+func (t *table) Early(Now) func(*Record) bool { return t.early }
 func (t *table) Definition(uint64) []byte     { return nil }
 func (t *table) Define(_ []byte, _ Now) error { return nil }
 func testConfig(name string) Config {
@@ -577,4 +580,105 @@ func TestFullVector(t *testing.T) {
 		t.Errorf("%d origins of %d are held, leveled %v; %+v", n, origins, p.r[1].Leveled(), p.r[1].Stats())
 	}
 	t.Logf("%d messages, the largest of %d bytes", messages, largest)
+}
+
+// What must not come behind the others comes before all of them in a scan, and a scan that breaks off in the middle of it goes on without a gap.
+func TestEarlyRecordsOfAScan(t *testing.T) {
+	const records, early = 600, 200
+	isEarly := func(r *Record) bool { return r[39] == 1 }
+	for broken := 0; broken < records+early; broken += 49 {
+		p := newPair(t, func(_ int, c *Config) { c.LogBytes, c.ScanPiece = 400, 50 })
+		p.step(0, Disconnected{1})
+		p.step(1, Disconnected{1})
+		for key := range uint64(records) {
+			r := testRecord(key+1, 1)
+			if key%3 == 0 {
+				r[39] = 1
+			}
+			p.write(0, r)
+		}
+		p.store[0].early = isEarly
+		merges := 0
+		p.store[1].refuse = func(r *Record) error {
+			if merges++; merges == broken {
+				return errors.New("no room")
+			}
+			if n := len(p.store[1].records); !isEarly(r) && n < early {
+				t.Fatalf("broken at %d: others came behind %d that are early", broken, n)
+			}
+			return nil
+		}
+		p.step(0, Connected{Peer: 2, Name: "b"})
+		p.step(1, Connected{Peer: 2, Name: "a"})
+		for range 1500 {
+			p.now.Mono += time.Millisecond
+			for side := range 2 {
+				p.step(side, Tick{})
+				if b := p.r[side].Fill(p.now, 2, nil); len(b) > 0 {
+					p.step(1-side, Received{2, b})
+				}
+			}
+		}
+		if n := len(p.store[1].records); n != records || p.r[1].reg.byID[MakeOrigin(1<<20, Urgent)].applied != records || merges < records+early {
+			t.Fatalf("broken at %d: %d records in %d merges, %+v", broken, n, merges, p.r[1].Stats())
+		}
+	}
+}
+
+// A part of the key space is served from its own beginning after what goes first has been sent.
+func TestEarlyRecordsOfAPart(t *testing.T) {
+	p := newPair(t, func(_ int, c *Config) { c.ScanPiece = 10 })
+	p.store[0].early = func(r *Record) bool { return r[39] == 1 }
+	from, to := Key{Hi: 1 << 62}, Key{Hi: 3 << 62}
+	want := map[sentRecord]bool{}
+	for key := range uint64(200) {
+		r := testRecord(key+1, 1)
+		r[39] = byte(key % 2)
+		p.write(0, r)
+		if k := r.Key(); !k.less(from) && !to.less(k) {
+			want[sentRecord{frameScanned, k}] = true
+			if r[39] == 1 {
+				want[sentRecord{frameEarly, k}] = true
+			}
+		}
+	}
+	p.r[0].peers[1].applied = nil
+	p.step(0, Received{1, frames(func(w *writer) {
+		w.frame(frameScan)
+		w.uint(1 << 20)
+		w.key(from)
+		w.key(to)
+		w.end()
+	})})
+	got := map[sentRecord]bool{}
+	for ended := false; !ended; {
+		b := p.r[0].Fill(p.now, 1, nil)
+		if len(b) == 0 {
+			t.Fatal("it never ends")
+		}
+		in := reader{b: b}
+		for {
+			ft, f, ok := in.next()
+			if !ok {
+				break
+			}
+			ended = ended || ft == frameScanEnd
+			if ft != frameScanned && ft != frameEarly {
+				continue
+			}
+			f.uint()
+			for list := f.scanned(nil); len(list) > 0; list = list[entrySize:] {
+				got[sentRecord{ft, (*Record)(list).Key()}] = true
+			}
+		}
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("%d records came, %d should", len(got), len(want))
+	}
+}
+
+// sentRecord is a record in a frame.
+type sentRecord struct {
+	frame frameType
+	key   Key
 }

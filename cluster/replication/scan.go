@@ -29,8 +29,10 @@ type part struct {
 type serving struct {
 	id       uint64
 	from, to Key
-	has      []uint64 // the peer's vector, by index, when it asked
-	bound    []uint64 // of a mutant
+	early    func(*Record) bool // what goes first, as long as that is being sent
+	begin    Key                // where the rest begins
+	has      []uint64           // the peer's vector, by index, when it asked
+	bound    []uint64           // of a mutant
 }
 
 // release takes a part from its server: what has arrived is a part of its own, and somebody else sends the rest.
@@ -187,6 +189,7 @@ func (r *Replica) receiveScan(p *peer, f *reader) {
 		if accepted {
 			r.serving++
 			s.has = slices.Clone(p.applied)
+			s.early, s.begin = r.store.Early(r.now), s.from
 			p.scan = s
 			p.scanSent, p.scanTaken = 0, 0
 			for _, o := range r.reg.list {
@@ -259,8 +262,8 @@ func (r *Replica) receiveScanBegin(p *peer, f *reader) {
 	}
 }
 
-// receiveScanned merges records of a scan. The vector stays where it is.
-func (r *Replica) receiveScanned(p *peer, f *reader) error {
+// receiveScanned merges records of a scan. The vector stays where it is, and those that come early are no part of what has been copied in order.
+func (r *Replica) receiveScanned(p *peer, f *reader, early bool) error {
 	id := f.uint()
 	b := f.scanned(r.scratch[:0])
 	r.scratch = b
@@ -291,7 +294,7 @@ func (r *Replica) receiveScanned(p *peer, f *reader) error {
 		}
 		return nil
 	}
-	if last != nil {
+	if last != nil && !early {
 		if next, ok := last.Key().next(); ok {
 			s.from = next
 		}
@@ -362,6 +365,9 @@ func (r *Replica) fillScan(w *writer, p *peer) {
 		if s.to.less(rec.Key()) {
 			return false
 		}
+		if s.early != nil && !s.early(rec) {
+			return true
+		}
 		if o := r.reg.get(d.Index()); o != nil {
 			r.defineIn(w, p, o)
 		} else {
@@ -373,15 +379,22 @@ func (r *Replica) fillScan(w *writer, p *peer) {
 		return n < r.cfg.ScanPiece
 	})
 	r.scratch = found
+	t := frameScanned
+	if s.early != nil {
+		t = frameEarly
+	}
 	for len(found) > scanFrame*entrySize {
-		w.scanned(s.id, found[:scanFrame*entrySize])
+		w.scanned(t, s.id, found[:scanFrame*entrySize])
 		found = found[scanFrame*entrySize:]
 	}
-	w.scanned(s.id, found)
+	w.scanned(t, s.id, found)
 	p.scanSent += uint64(n)
 	r.stats.ScanSent += uint64(n)
 	s.from = next
-	if !more || s.to.less(next) {
+	switch ended := !more || s.to.less(next); {
+	case ended && s.early != nil:
+		s.from, s.early = s.begin, nil
+	case ended:
 		w.frame(frameScanEnd)
 		w.uint(s.id)
 		w.end()

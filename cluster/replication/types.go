@@ -113,6 +113,8 @@ type Store interface {
 	Scan(from Key, budget int, now Now, keep func(Dot) bool, fn func(*Record, Dot) bool) (next Key, more bool)
 	// Each is Scan without order: for sums.
 	Each(from Key, budget int, now Now, fn func(*Record, Dot)) (next Key, more bool)
+	// Early returns which of the records must not come behind the others of a scan, which would mean something else without them; nil: none of those that are held.
+	Early(now Now) func(*Record) bool
 	// Definition returns what must be known before a record with that definition id is merged; nil: nothing.
 	Definition(id uint64) []byte
 	// Define makes a definition known.

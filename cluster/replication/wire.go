@@ -29,6 +29,7 @@ const (
 	frameLeaf      frameType = 17 // audit, leaf, last 1, answer 1, n times record and dot 8
 	frameAuditEnd  frameType = 18 // audit
 	frameWindow    frameType = 19 // records of scans that have been taken in, in all
+	frameEarly     frameType = 21 // scan, n times a record as in frameScanned, ahead of its place there
 	frameVoters    frameType = 20 // from here on: hash 8 of the configuration, whether the sender votes 1, number, n, n names
 )
 
@@ -193,8 +194,8 @@ const entrySize = RecordSize + 8
 
 // scanned writes records of a scan with their dots. Of each there are 1 byte with a bit for each 8 bytes that are those of the record before it,
 // the others, ref and number of its dot: less than it takes in the log.
-func (w *writer) scanned(id uint64, entries []byte) {
-	w.frame(frameScanned)
+func (w *writer) scanned(t frameType, id uint64, entries []byte) {
+	w.frame(t)
 	w.uint(id)
 	for before := new(Record); len(entries) > 0; entries = entries[entrySize:] {
 		at := len(w.b)

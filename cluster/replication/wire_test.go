@@ -24,7 +24,7 @@ func TestScannedRoundTrip(t *testing.T) {
 			entries = putDot(append(entries, last[:]...), d)
 		}
 		var w writer
-		w.scanned(7, entries)
+		w.scanned(frameScanned, 7, entries)
 		in := reader{b: w.b}
 		kind, f, ok := in.next()
 		if !ok || kind != frameScanned || f.uint() != 7 {

@@ -100,6 +100,14 @@ func (s *Store) Each(from replication.Key, budget int, now replication.Now, fn f
 	return replication.Key(next), more
 }
 
+// Early: keeps come before the cutoffs that they exempt from, or a session that was kept would be revoked for as long as a scan takes.
+func (s *Store) Early(now replication.Now) func(*replication.Record) bool {
+	if !s.Table.Keeps(now.Guarded) {
+		return nil
+	}
+	return func(rec *replication.Record) bool { return revocation.Class(rec[36]) == revocation.ClassKeep }
+}
+
 // Definition returns a shape as it is sent.
 func (s *Store) Definition(id uint64) []byte {
 	shape, ok := s.Table.Shape(revocation.ShapeID(id))

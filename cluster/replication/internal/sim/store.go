@@ -168,6 +168,11 @@ func (s *store) Each(from replication.Key, budget int, now replication.Now, fn f
 	})
 }
 
+// Early stands for keeps: half of all.
+func (s *store) Early(replication.Now) func(*replication.Record) bool {
+	return func(r *replication.Record) bool { return digest(r)&1 == 0 }
+}
+
 func (s *store) Definition(id uint64) []byte {
 	if !s.defs[id] {
 		return nil

@@ -48,7 +48,8 @@ type watcher struct {
 	missing atomic.Int64
 }
 
-func (*watcher) Ahead([]replication.Key) {}
+func (*watcher) Ahead([]replication.Key)                              {}
+func (*watcher) Early(replication.Now) func(*replication.Record) bool { return nil }
 
 func (w *watcher) Merge(r *replication.Record, _ replication.Dot, _ replication.Now, _ bool) (replication.Merged, error) {
 	if i, ok := w.numbers[r.Key()]; ok && w.seen[i].CompareAndSwap(0, int64(time.Since(w.began))) {

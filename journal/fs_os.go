@@ -11,6 +11,9 @@ import (
 // osFS is the file system of the operating system.
 type osFS struct{}
 
+// OS returns the file system of the operating system.
+func OS() FS { return osFS{} }
+
 func (osFS) Create(name string) (File, error) {
 	return openOS(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 }

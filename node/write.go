@@ -68,8 +68,9 @@ func (o Outcome) String() string {
 // Result answers one request.
 type Result struct {
 	Outcome     Outcome
-	Rule        revocation.Rule // what is in force now; zero if nothing was stored
-	UsableAfter int64           // Unix milliseconds; see revocation.Plan; 0 without a cutoff
+	Rule        revocation.Rule        // what is in force now; zero if nothing was stored
+	Fingerprint revocation.Fingerprint // of what was asked for, under its rule; zero if nothing came of it that has one
+	UsableAfter int64                  // Unix milliseconds; see revocation.Plan; 0 without a cutoff
 	// Err: this request was refused and changed nothing, or is not in force ([ErrSuperseded]); the others of the call went on. It matches one of
 	// revocation's sentinels, ErrClock or ErrSuperseded.
 	Err error
@@ -89,6 +90,19 @@ type Receipt struct {
 type Position struct {
 	Origin replication.OriginID
 	Number uint64
+}
+
+// String returns the name of a level.
+func (a Ack) String() string {
+	switch a {
+	case AckLocal:
+		return "local"
+	case AckQuorum:
+		return "quorum"
+	case AckAll:
+		return "all"
+	}
+	return "default"
 }
 
 // WriteStats counts requests by what became of them.
@@ -334,7 +348,7 @@ func (w *writing) add(request int, plan revocation.Plan, reading clock.Reading) 
 		entries = append(entries, entry{record: rec, shape: rev.Shape})
 	}
 	main := entries[len(entries)-1]
-	result := Result{UsableAfter: plan.UsableAfter, Outcome: OutcomeRevoked, Rule: revocation.Rule{
+	result := Result{UsableAfter: plan.UsableAfter, Outcome: OutcomeRevoked, Fingerprint: main.record.Fingerprint, Rule: revocation.Rule{
 		Shape: &main.shape, Class: main.record.Class, Reason: main.record.Reason, ExpiresAt: main.record.ExpiresAt, Value: main.record.Value,
 	}}
 	if main.record.Class == revocation.ClassUnblock {

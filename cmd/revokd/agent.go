@@ -21,7 +21,8 @@ type agentSettings struct {
 	cfg                app.AgentConfig
 	durability, format choice
 	levels             levels
-	memory             size
+	auditFailure       choice
+	memory, auditSize  size
 	settings           settings
 	logs               *logs // after config
 }
@@ -71,10 +72,11 @@ environment, that over the file. "revokd config" checks and prints what comes of
 // agentFlags adds the flags of an agent.
 func (c *cli) agentFlags(cmd *cobra.Command) *agentSettings {
 	a := &agentSettings{
-		cfg:        app.AgentConfig{Version: version, Stdout: c.stdout, Command: programName()},
-		durability: choice{value: "disk", allowed: []string{"disk", "memory"}},
-		levels:     levels{text: "info", least: hclog.Info},
-		format:     choice{value: "text", allowed: []string{"text", "json"}},
+		cfg:          app.AgentConfig{Version: version, Stdout: c.stdout, Command: programName()},
+		durability:   choice{value: "disk", allowed: []string{"disk", "memory"}},
+		auditFailure: choice{value: "refuse", allowed: []string{"refuse", "continue"}},
+		levels:       levels{text: "info", least: hclog.Info},
+		format:       choice{value: "text", allowed: []string{"text", "json"}},
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
@@ -105,6 +107,13 @@ func (c *cli) agentFlags(cmd *cobra.Command) *agentSettings {
 	flags.Var(&a.memory, "max-memory", "most memory for records, such as 512MiB; beyond it writes are refused (default 8GiB)")
 	flags.DurationVar(&a.cfg.ShutdownDelay, "shutdown-delay", 0, "how long to go on answering, no longer ready, after SIGTERM: as long as a load balancer needs to see it")
 	flags.StringVar(&a.cfg.PprofAddr, "pprof-addr", "", "loopback address at which profiles of this process are served to whoever is on this machine (/debug/pprof/); none by default")
+	flags.StringVar(&a.cfg.Audit.Dir, "audit-dir", "", "where the audit lies: who changed what, in lines of JSON (default audit in the data of the node)")
+	flags.BoolVar(&a.cfg.Audit.Values, "audit-values", false, "have the values of claims in the audit, and not only their names and a fingerprint")
+	choiceFlag(cmd, &a.auditFailure, "audit-on-failure", "while the audit cannot be written: refuse every change, or continue and count what is lost")
+	flags.StringVar(&a.cfg.Audit.KeyFile, "audit-key-file", "", "file with a key, 32 random bytes or more in hex: without it nobody can make the audit anew, nor verify it")
+	flags.Var(&a.auditSize, "audit-file-size", "size at which the audit goes on in a new file, 64KiB to 1GiB (default 64MiB)")
+	flags.DurationVar(&a.cfg.Audit.FileAge, "audit-file-age", 0, "age at which it does (default 24h)")
+	flags.IntVar(&a.cfg.Audit.Files, "audit-files", 0, "how many files of the audit are kept (default 100)")
 	flags.Var(&a.levels, "log-level", "least level that is logged, to stderr: "+strings.Join(logLevels, ", ")+"; of parts too: info,cluster=debug,journal=trace")
 	if err := cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions(a.levels.completions(), cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // the flag has just been added
@@ -127,6 +136,7 @@ func (a *agentSettings) config(cmd *cobra.Command, c *cli) (cfg app.AgentConfig,
 	}
 	cfg.MaxMemory = int64(a.memory)
 	cfg.Durability = a.durability.value
+	cfg.Audit.OnFailure, cfg.Audit.FileBytes = a.auditFailure.value, int64(a.auditSize)
 	a.logs = newLogs(c.stderr, a.format.value == "json", a.levels)
 	cfg.Logger = a.logs.root
 	return cfg, nil

@@ -25,7 +25,7 @@ const (
 var notFlags = []string{"REVOKD_ADDR", "REVOKD_FAULTS"}
 
 // pathFlags name files. In a configuration file they are relative to it, as keys_file in a file of issuers is.
-var pathFlags = []string{"data-dir", "issuers", "key-file", "gossip-key-file", "tls-cert", "tls-key", "tls-ca", "credentials"}
+var pathFlags = []string{"data-dir", "issuers", "key-file", "gossip-key-file", "tls-cert", "tls-key", "tls-ca", "credentials", "audit-dir", "audit-key-file"}
 
 // Where a setting comes from, the first wins.
 const (

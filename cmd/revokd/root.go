@@ -127,7 +127,7 @@ Exit codes: 0 done, or the token is active; 1 error; 2 wrong usage; 3 the token 
 		c.checkCommand(), c.explainCommand(),
 		c.statusCommand(), c.healthCommand(), c.benchCommand(), c.validateCommand(), c.configCommand(),
 		c.membersCommand(), c.joinCommand(), c.leaveCommand(), c.votersCommand(), c.keysCommand(),
-		c.backupCommand(), c.restoreCommand(), c.journalCommand(),
+		c.backupCommand(), c.restoreCommand(), c.journalCommand(), c.auditCommand(),
 		c.caCommand(), c.credentialsCommand(),
 		c.setupCommand(),
 		c.devCommand(),

@@ -234,8 +234,8 @@ func TestWhatTheCallerMay(t *testing.T) {
 				t.Errorf("%s as %s: %+v", method, role, r)
 			}
 		}
-		if caller := `"caller":"revokd://prod/` + string(role) + "/b-" + string(role) + `"`; strings.Count(s.log.String(), caller) != 2 {
-			t.Errorf("not twice in the log: %s", caller)
+		if caller := `"who":"revokd://prod/` + string(role) + `/b-` + string(role) + `","role":"` + string(role) + `","from":"127.0.0.1:`; strings.Count(s.auditText(), caller) != 2 {
+			t.Errorf("not twice in the audit: %s", caller)
 		}
 	}
 }

@@ -4,62 +4,93 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"net/http"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"connectrpc.com/connect"
-	"github.com/hashicorp/go-hclog"
+	"golang.org/x/time/rate"
 
 	"github.com/revokd/revokd/cluster"
+	"github.com/revokd/revokd/internal/audit"
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 	"github.com/revokd/revokd/revocation"
 )
 
-// maxAuditLines bounds the lines of one message of many items. Equal ones are one line with a count, so that only a message
-// of many different refusals comes here; what is beyond is summed up in a line without details.
-const maxAuditLines = 64
+// Callers who may not call at all can fill a disk with lines that say so: these many are written, the others counted.
+const (
+	strangersPerSecond = 10
+	strangersAtOnce    = 100
+)
 
-// audited is what the audit log says about a write. It has names of claims and no values: a line must be worth
-// nothing to whoever reads logs.
-type audited struct {
-	outcome  string // of node.Outcome, else refused or failed
-	rule     string
-	claims   []string
-	compared string
-	target   string // match, token, session or subject: what the caller named
-	reason   string
-	comment  string
-	kind     string // of a refusal: see outcome
-	field    string
+// auditor records what callers do before they are answered. Without a log it does nothing.
+type auditor struct {
+	log    *audit.Log
+	values bool // of claims, and not only their names
+	goOn   bool // without it, if it cannot be written
+
+	strangers *rate.Limiter
+	mu        sync.Mutex
+	unwritten uint64 // strangers who were too many
 }
 
-func (a *audited) equal(b *audited) bool {
-	return a.outcome == b.outcome && a.rule == b.rule && a.compared == b.compared && a.target == b.target && a.reason == b.reason &&
-		a.comment == b.comment && a.kind == b.kind && a.field == b.field && slices.Equal(a.claims, b.claims)
+func newAuditor(c *Config) *auditor {
+	return &auditor{log: c.Audit, values: c.AuditValues, goOn: c.AuditGoOn, strangers: rate.NewLimiter(strangersPerSecond, strangersAtOnce)}
 }
 
-// audit collects the lines of one message.
-type audit struct {
-	log    hclog.Logger
-	caller string // empty without TLS
-	method string
-	id     string // of the request; a stream has one for all its messages
-	lines  []audited
-	counts []int
-}
-
-func (s *Server) audit(ctx context.Context, procedure, id string) *audit {
-	caller, known := Caller(ctx)
-	who := ""
-	if known {
-		who = caller.String()
+// ready returns an error if nothing may be changed now, because nobody would know of it.
+func (a *auditor) ready() error {
+	if a.log == nil || a.goOn || a.log.Failed() == nil {
+		return nil
 	}
-	return &audit{log: s.cfg.Logger.Named("audit"), caller: who, method: procedure[strings.LastIndexByte(procedure, '/')+1:], id: id}
+	return errAudit
 }
+
+// auditPatience bounds the wait for the audit's disk.
+const auditPatience = 10 * time.Second
+
+// append writes n lines. Its error is for the caller, who is not told then that anything was done.
+func (a *auditor) append(ctx context.Context, n int, line func(i int, e *audit.Event)) error {
+	if a.log == nil {
+		return nil
+	}
+	// Who has gone away meanwhile is recorded like everybody else.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditPatience)
+	defer cancel()
+	if err := a.log.AppendEach(ctx, n, line); err != nil && !a.goOn {
+		return errUnaudited
+	}
+	return nil
+}
+
+// trail makes the lines of one message.
+type trail struct {
+	*auditor
+	base audit.Event // who, from where, in which call
+}
+
+func (s *Server) trail(ctx context.Context, procedure, id, from string) *trail {
+	t := &trail{auditor: s.auditor, base: audit.Event{Kind: "write", Method: methodOf(procedure), Request: id, From: from}}
+	t.base.Who, t.base.Role = who(ctx)
+	return t
+}
+
+// who returns the name and the role of a caller; both are empty where nobody needs to say who he is.
+func who(ctx context.Context) (name, role string) {
+	if caller, known := Caller(ctx); known {
+		name, role = caller.String(), string(caller.Role)
+	}
+	return name, role
+}
+
+func methodOf(procedure string) string { return procedure[strings.LastIndexByte(procedure, '/')+1:] }
 
 func newRequestID() string {
 	var b [8]byte
@@ -67,184 +98,249 @@ func newRequestID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// add takes the line of one item.
-func (a *audit) add(l audited) {
-	// Backwards: neighbours are mostly equal.
-	for i := len(a.lines) - 1; i >= 0; i-- {
-		if a.lines[i].equal(&l) {
-			a.counts[i]++
-			return
-		}
-	}
-	if len(a.lines) == maxAuditLines {
-		l = audited{outcome: "others"}
-		if a.lines[maxAuditLines-1].equal(&l) {
-			a.counts[maxAuditLines-1]++
-			return
-		}
-		a.lines[maxAuditLines-1] = l
-		a.counts[maxAuditLines-1]++
-		return
-	}
-	a.lines, a.counts = append(a.lines, l), append(a.counts, 1)
+// wrote is what a handler tells the audit about the items of a message: the answer does not have all of it.
+type wrote struct {
+	results []node.Result
+	matches []revocation.Match // only if their values are recorded
+	receipt node.Receipt
 }
 
-// write logs what was collected.
-func (a *audit) write() {
-	for i := range a.lines {
-		l := &a.lines[i]
-		a.log.Info("write", "method", a.method, "outcome", l.outcome, "count", a.counts[i], "target", l.target, "rule", l.rule,
-			"claims", strings.Join(l.claims, ","), "compared", l.compared, "reason", l.reason, "kind", l.kind, "field", l.field,
-			"comment", l.comment, "caller", a.caller, "request", a.id)
+// wrote is for the results of items, of which requests were handed to the node; places, unless nil, are theirs among the items.
+func (a *auditor) wrote(requests []revocation.Request, places []int, results []node.Result, r node.Receipt) *wrote {
+	w := &wrote{results: results, receipt: r}
+	if !a.values {
+		return w
 	}
+	w.matches = make([]revocation.Match, max(len(results), len(requests)))
+	for i, request := range requests {
+		at := i
+		if places != nil {
+			at = places[i]
+		}
+		w.matches[at] = request.Match
+	}
+	return w
 }
 
-// unary logs the writes of a call; err is what ended it.
-func (a *audit) unary(request any, answer connect.AnyResponse, err error) {
-	switch m := request.(type) {
-	case *revokdv1.RevokeRequest:
-		a.one(ofRevoke(m), answer, err)
-	case *revokdv1.BlockRequest:
-		l := ofMatch(m.GetMatch(), m.GetReason(), m.GetComment())
-		l.rule = revocation.ClassBlock.String()
-		a.one(l, answer, err)
-	case *revokdv1.UnblockRequest:
-		l := ofMatch(m.GetMatch(), m.GetReason(), m.GetComment())
-		l.rule = revocation.ClassUnblock.String()
-		a.one(l, answer, err)
-	case *revokdv1.RevokeBatchRequest:
-		var results []*revokdv1.RevokeResult
-		if batch, ok := answer.(*connect.Response[revokdv1.RevokeBatchResponse]); ok && err == nil {
-			results = batch.Msg.GetResults()
-		}
-		if len(m.GetItems()) == 0 || len(m.GetItems()) > maxItems {
-			a.add(new(audited).failed(err))
-		} else {
-			for i, item := range m.GetItems() {
-				switch l := ofRevoke(item); {
-				case i >= len(results):
-					a.add(l.failed(err))
-				case results[i].GetError() != nil:
-					d := results[i].GetError().GetDetail()
-					l.outcome, l.kind, l.field = "refused", d.GetKind(), d.GetField()
-					a.add(l)
-				default:
-					a.add(l.done(results[i].GetResponse()))
-				}
+// unary records a call; err is what ended it.
+func (t *trail) unary(ctx context.Context, request any, w *wrote, err error) error {
+	if m, ok := request.(*revokdv1.RevokeBatchRequest); ok && len(m.GetItems()) > 0 && len(m.GetItems()) <= maxItems {
+		return t.items(ctx, m.GetItems(), 0, w, err)
+	}
+	if asks(request) {
+		return nil
+	}
+	return t.append(ctx, 1, func(_ int, e *audit.Event) {
+		*e = t.base
+		switch m := request.(type) {
+		case *revokdv1.RevokeRequest:
+			t.revoke(e, m, 0, w, err)
+		case *revokdv1.BlockRequest:
+			t.block(e, revocation.ClassBlock, m.GetMatch(), m.GetReason(), m.GetComment(), w, err)
+		case *revokdv1.UnblockRequest:
+			t.block(e, revocation.ClassUnblock, m.GetMatch(), m.GetReason(), m.GetComment(), w, err)
+		case *revokdv1.RevokeBatchRequest:
+			t.failed(e, err)
+		default:
+			t.change(e, request)
+			e.Outcome = "done"
+			if err != nil {
+				t.failed(e, err)
 			}
 		}
-	default:
-		a.cluster(request, err)
-		return
-	}
-	a.write()
+	})
 }
 
-// cluster logs a change of the cluster.
-func (a *audit) cluster(request any, err error) {
-	change, name := "", ""
+// items records items that were written together; before is how many of the call came before them.
+func (t *trail) items(ctx context.Context, items []*revokdv1.RevokeRequest, before int64, w *wrote, err error) error {
+	return t.append(ctx, len(items), func(i int, e *audit.Event) {
+		*e = t.base
+		e.Item = int(before) + i + 1
+		t.revoke(e, items[i], i, w, err)
+	})
+}
+
+// revoke is the line of the i-th item of a message.
+func (t *trail) revoke(e *audit.Event, m *revokdv1.RevokeRequest, i int, w *wrote, err error) {
+	e.Target = "match"
+	if _, token := m.GetTarget().(*revokdv1.RevokeRequest_Token); token {
+		switch m.GetScope() {
+		case revokdv1.Scope_SCOPE_SESSION:
+			e.Target = "session"
+		case revokdv1.Scope_SCOPE_SUBJECT:
+			e.Target = "subject"
+		default:
+			e.Target = "token"
+		}
+	}
+	t.said(e, m.GetReason(), m.GetComment())
+	t.became(e, i, w, err)
+	if e.Claims == nil {
+		e.Claims = namesOf(m.GetMatch())
+	}
+}
+
+// block is the line of a block or unblock.
+func (t *trail) block(e *audit.Event, class revocation.Class, m *revokdv1.Match, reason revokdv1.Reason, comment string, w *wrote, err error) {
+	e.Target, e.Rule = "match", class.String()
+	t.said(e, reason, comment)
+	t.became(e, 0, w, err)
+	if e.Claims == nil {
+		e.Claims = namesOf(m)
+	}
+}
+
+// said takes what the caller says about the write; the comment as he sent it, which may be what the request is refused for: it is cut.
+func (t *trail) said(e *audit.Event, reason revokdv1.Reason, comment string) {
+	e.Comment = cut(comment, maxComment)
+	if reason != revokdv1.Reason_REASON_UNSPECIFIED {
+		e.Reason = revocation.Reason(min(max(reason, 0), 255)).String()
+	}
+}
+
+// became takes what became of the i-th item of a message. What fewer nodes than asked for have confirmed is in force all the same.
+func (t *trail) became(e *audit.Event, i int, w *wrote, err error) {
+	var r node.Result
+	if w != nil && i < len(w.results) {
+		if r = w.results[i]; r.Err != nil {
+			err = r.Err
+		}
+	}
+	if w != nil && i < len(w.matches) {
+		if values, jsonErr := w.matches[i].MarshalJSON(); jsonErr == nil && len(values) > len("{}") {
+			e.Values = values
+		}
+	}
+	if f := r.Fingerprint; f != (revocation.Fingerprint{}) {
+		binary.BigEndian.PutUint64(e.Match[:8], f.Hi)
+		binary.BigEndian.PutUint64(e.Match[8:], f.Lo)
+	}
+	if r.Rule.Shape != nil {
+		e.Rule, e.Claims, e.Compared, e.Expires = r.Rule.Class.String(), r.Rule.Shape.Names, r.Rule.Shape.Compared, int64(r.Rule.ExpiresAt)
+	}
+	if r.Outcome != 0 && r.Outcome != node.OutcomeAlreadyExpired {
+		e.Durability, e.Ack, e.Confirmed = w.receipt.Durability.String(), w.receipt.Ack.String(), w.receipt.Confirmed
+	}
+	if err != nil {
+		t.failed(e, err)
+		return
+	}
+	e.Outcome = r.Outcome.String()
+}
+
+// failed says why nothing was acknowledged: refused is for good and changed nothing; unconfirmed is in force on this node; after failed, whether it was
+// carried out may be open.
+func (t *trail) failed(e *audit.Event, err error) {
+	o, _, _ := outcomeOf(err)
+	e.Outcome, e.Error, e.Field = "refused", o.kind, o.field
+	switch {
+	case errors.Is(err, node.ErrAck):
+		e.Outcome = "unconfirmed"
+	case errors.Is(err, errAudit):
+	case o.code == connect.CodeInternal, o.code == connect.CodeUnavailable, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		e.Outcome = "failed"
+	}
+}
+
+// receipt records how widely all of a stream was confirmed at its end.
+func (t *trail) receipt(ctx context.Context, r node.Receipt, items int64, err error) error {
+	return t.append(ctx, 1, func(_ int, e *audit.Event) {
+		*e = t.base
+		e.Kind, e.Outcome, e.Count = "receipt", "confirmed", uint64(items)
+		e.Durability, e.Ack, e.Confirmed = r.Durability.String(), r.Ack.String(), r.Confirmed
+		if err != nil {
+			t.failed(e, err)
+		}
+	})
+}
+
+// asks reports whether a request of an audited procedure changes nothing.
+func asks(request any) bool {
+	m, ok := request.(*revokdv1.GossipKeysRequest)
+	return ok && m.GetChange() == nil
+}
+
+// change is the line of a change of the cluster.
+func (t *trail) change(e *audit.Event, request any) {
+	e.Kind = "cluster"
 	switch m := request.(type) {
 	case *revokdv1.JoinRequest:
-		change, name = "join", strings.Join(m.GetAddresses(), ",")
+		e.Change, e.Name = "join", strings.Join(m.GetAddresses(), ",")
 	case *revokdv1.LeaveRequest:
-		change = "leave"
+		e.Change = "leave"
 	case *revokdv1.ChangeVotersRequest:
 		switch c := m.GetChange().(type) {
 		case *revokdv1.ChangeVotersRequest_Add:
-			change, name = "add", c.Add
+			e.Change, e.Name = "add", c.Add
 		case *revokdv1.ChangeVotersRequest_Remove:
-			change, name = "remove", c.Remove
+			e.Change, e.Name = "remove", c.Remove
 		case *revokdv1.ChangeVotersRequest_AcceptLoss:
-			change, name = "accept_loss", c.AcceptLoss
+			e.Change, e.Name = "accept_loss", c.AcceptLoss
 		}
 	case *revokdv1.GossipKeysRequest:
 		switch c := m.GetChange().(type) {
 		case *revokdv1.GossipKeysRequest_Install:
-			change = "install"
+			e.Change = "install"
 			if key, err := base64.StdEncoding.DecodeString(c.Install); err == nil {
-				name = cluster.KeyID(key)
+				e.Name = cluster.KeyID(key)
 			}
 		case *revokdv1.GossipKeysRequest_Use:
-			change, name = "use", c.Use
+			e.Change, e.Name = "use", c.Use
 		case *revokdv1.GossipKeysRequest_Remove:
-			change, name = "remove", c.Remove
+			e.Change, e.Name = "remove", c.Remove
 		}
 	}
-	if change == "" {
-		return // a question
-	}
-	l := audited{outcome: "done"}
-	if err != nil {
-		l = l.failed(err)
-	}
-	a.log.Info("cluster", "method", a.method, "change", change, "name", cut(name, 256), "outcome", l.outcome, "kind", l.kind, "field", l.field,
-		"caller", a.caller, "request", a.id)
+	e.Name = cut(e.Name, maxComment)
 }
 
-func (a *audit) one(l audited, answer connect.AnyResponse, err error) {
-	if res, ok := answer.(*connect.Response[revokdv1.RevokeResponse]); ok && err == nil {
-		a.add(l.done(res.Msg))
+// stranger records a request that was refused before it was read, as far as they are not too many.
+func (s *Server) stranger(r *http.Request, err error) {
+	a := s.auditor
+	if a.log == nil || !isAudited(r.URL.Path) {
 		return
 	}
-	a.add(l.failed(err))
-}
-
-// items logs items of a stream; results are nil if err ended the call.
-func (a *audit) items(items []*revokdv1.RevokeRequest, results []node.Result, err error) {
-	for i, item := range items {
-		l := ofRevoke(item)
-		switch {
-		case err != nil:
-			a.add(l.failed(err))
-		case results[i].Err != nil:
-			a.add(l.failed(results[i].Err))
-		default:
-			l.outcome = results[i].Outcome.String()
-			if r := results[i].Rule; r.Shape != nil {
-				l.rule, l.claims, l.compared = r.Class.String(), r.Shape.Names, r.Shape.Compared
-			}
-			a.add(l)
+	if !a.strangers.Allow() {
+		a.mu.Lock()
+		a.unwritten++
+		a.mu.Unlock()
+		return
+	}
+	a.mu.Lock()
+	others := a.unwritten
+	a.unwritten = 0
+	a.mu.Unlock()
+	t := s.trail(r.Context(), r.URL.Path, "", r.RemoteAddr)
+	lines := 1
+	if others > 0 {
+		lines++
+	}
+	_ = t.append(r.Context(), lines, func(i int, e *audit.Event) { // the request is refused anyhow
+		if i == 1 {
+			*e = audit.Event{Kind: "access", Outcome: "refused", Count: others}
+			return
 		}
-	}
-	a.write()
+		*e = t.base
+		e.Kind = "access"
+		t.failed(e, err)
+	})
 }
 
-func ofRevoke(m *revokdv1.RevokeRequest) audited {
-	l := ofMatch(m.GetMatch(), m.GetReason(), m.GetComment())
-	switch _, token := m.GetTarget().(*revokdv1.RevokeRequest_Token); {
-	case !token:
-	case m.GetScope() == revokdv1.Scope_SCOPE_SESSION:
-		l.target = "session"
-	case m.GetScope() == revokdv1.Scope_SCOPE_SUBJECT:
-		l.target = "subject"
-	default:
-		l.target = "token"
-	}
-	return l
-}
-
-// ofMatch takes names and comment as the caller sent them, which may be what the request is refused for: they are cut.
-func ofMatch(m *revokdv1.Match, reason revokdv1.Reason, comment string) audited {
-	l := audited{target: "match", comment: cut(comment, maxComment)}
-	if reason != revokdv1.Reason_REASON_UNSPECIFIED {
-		l.reason = revocation.Reason(min(max(reason, 0), 255)).String()
-	}
-	for _, names := range [...][]string{keysOf(m.GetClaims()), keysOf(m.GetIntegers()), keysOf(m.GetBooleans())} {
-		l.claims = append(l.claims, names...)
-	}
-	slices.Sort(l.claims)
-	return l
-}
-
-// keysOf returns the first names of a map in order, at most as many as a match may have.
-func keysOf[V any](m map[string]V) []string {
-	if len(m) > revocation.MaxMatchClaims {
+// namesOf returns the names of a match that came to nothing, as the caller sent them: they are cut, and at most as many as a match may have.
+func namesOf(m *revokdv1.Match) []string {
+	if len(m.GetClaims())+len(m.GetIntegers())+len(m.GetBooleans()) > revocation.MaxMatchClaims {
 		return []string{"(too many)"}
 	}
 	var names []string
-	for name := range m {
+	for name := range m.GetClaims() {
 		names = append(names, cut(name, revocation.MaxNameBytes))
 	}
+	for name := range m.GetIntegers() {
+		names = append(names, cut(name, revocation.MaxNameBytes))
+	}
+	for name := range m.GetBooleans() {
+		names = append(names, cut(name, revocation.MaxNameBytes))
+	}
+	slices.Sort(names)
 	return names
 }
 
@@ -255,37 +351,13 @@ func cut(s string, most int) string {
 	return strings.ToValidUTF8(s, "?")
 }
 
-// done completes the line with what was answered.
-func (a audited) done(m *revokdv1.RevokeResponse) audited {
-	a.outcome = strings.ToLower(strings.TrimPrefix(m.GetOutcome().String(), "OUTCOME_"))
-	if r := m.GetRule(); r != nil {
-		a.rule = strings.ToLower(strings.TrimPrefix(r.GetKind().String(), "RULE_KIND_"))
-		a.claims, a.compared = r.GetClaims(), r.GetCompared()
-	}
-	return a
-}
-
-// failed completes the line with why nothing was acknowledged: refused is for good and changed nothing; unconfirmed is in force on this node; after
-// failed, whether it was carried out may be open.
-func (a audited) failed(err error) audited {
-	o, _, _ := outcomeOf(err)
-	a.outcome, a.kind, a.field = "refused", o.kind, o.field
-	switch {
-	case errors.Is(err, node.ErrAck):
-		a.outcome = "unconfirmed"
-	case o.code == connect.CodeInternal, o.code == connect.CodeUnavailable, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		a.outcome = "failed"
-	}
-	return a
-}
-
 // isAudited reports whether calls of a procedure are audited.
 func isAudited(procedure string) bool {
 	switch procedure {
-	case revokdv1connect.RevocationServiceRevokeProcedure, revokdv1connect.RevocationServiceRevokeBatchProcedure,
+	case revokdv1connect.RevocationServiceRevokeProcedure, revokdv1connect.RevocationServiceRevokeBatchProcedure, streamProcedure,
 		revokdv1connect.RevocationServiceBlockProcedure, revokdv1connect.RevocationServiceUnblockProcedure,
 		revokdv1connect.ClusterServiceJoinProcedure, revokdv1connect.ClusterServiceLeaveProcedure,
-		revokdv1connect.ClusterServiceChangeVotersProcedure, revokdv1connect.ClusterServiceGossipKeysProcedure:
+		revokdv1connect.ClusterServiceChangeVotersProcedure, revokdv1connect.ClusterServiceGossipKeysProcedure, backupPath:
 		return true
 	}
 	return false

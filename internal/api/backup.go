@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"time"
+
+	"github.com/revokd/revokd/internal/audit"
 )
 
 // backupPath is a plain path and no procedure: a backup is a file, for curl and for pipes, and its checksums are in it.
@@ -15,6 +17,14 @@ func (s *Server) backup(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	out := &backupStream{server: s, w: w, control: http.NewResponseController(w)}
 	err := s.writeBackup(r.Context(), out)
+	t := s.trail(r.Context(), backupPath, "", r.RemoteAddr)
+	_ = t.append(r.Context(), 1, func(_ int, e *audit.Event) { // what it says has left already
+		*e = t.base
+		e.Kind, e.Change, e.Outcome = "cluster", "backup", "done"
+		if err != nil {
+			t.failed(e, err)
+		}
+	})
 	switch {
 	case err == nil:
 		s.metrics.called(backupPath, "ok", time.Since(began))
@@ -31,6 +41,9 @@ func (s *Server) backup(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) writeBackup(ctx context.Context, out *backupStream) error {
+	if err := s.auditor.ready(); err != nil {
+		return err
+	}
 	select {
 	case s.backups <- struct{}{}:
 		defer func() { <-s.backups }()

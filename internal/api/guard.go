@@ -30,11 +30,13 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-store")
 	if err := s.admit(r); err != nil {
+		s.stranger(r, err)
 		s.refuse(w, r, err)
 		return
 	}
 	r, err := s.authorize(r)
 	if err != nil {
+		s.stranger(r, err)
 		s.refuse(w, r, err)
 		return
 	}
@@ -46,7 +48,7 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	limit := s.limit(r)
-	c := &call{control: http.NewResponseController(w), body: &body{ReadCloser: r.Body, server: s, limit: limit, left: limit}}
+	c := &call{from: r.RemoteAddr, control: http.NewResponseController(w), body: &body{ReadCloser: r.Body, server: s, limit: limit, left: limit}}
 	defer c.body.release(math.MaxInt64)
 	if r.ContentLength > limit {
 		s.refuse(w, r, c.body.tooLarge())
@@ -164,6 +166,8 @@ func (s *Server) limit(r *http.Request) int64 {
 
 // call is what a handler can know of the request below connect.
 type call struct {
+	from    string // the address of the caller's connection
+	wrote   *wrote // set by handlers of writes
 	control *http.ResponseController
 	body    *body
 }

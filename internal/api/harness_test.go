@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/revokd/revokd/cluster"
+	"github.com/revokd/revokd/internal/audit"
 	"github.com/revokd/revokd/internal/clock/clocktest"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/node"
@@ -52,6 +53,7 @@ type fixture struct {
 	dev    *devissuer.Issuer
 	clock  *clocktest.Fake
 	log    *buffer
+	audits string // directory of the audit
 	url    string
 	http   *http.Client
 	stop   func() error // ends Serve and returns its error
@@ -79,8 +81,9 @@ func (b *buffer) String() string {
 type setup struct {
 	node   node.Config
 	api    Config
-	noRun  bool // the node is never ready
-	paired bool // a member of a cluster, and the only voter, with a session with n2
+	audit  *audit.Log // nil: one in a directory of its own
+	noRun  bool       // the node is never ready
+	paired bool       // a member of a cluster, and the only voter, with a session with n2
 	issuer func(*token.Issuer)
 }
 
@@ -118,11 +121,23 @@ func start(t testing.TB, change ...func(*setup)) *fixture {
 		t.Fatal(err)
 	}
 	c.api.Node, c.api.Verifier = f.node, verifier
+	if c.audit == nil {
+		f.audits = t.TempDir()
+		if c.audit, err = audit.Open(audit.Config{Dir: f.audits, Node: "n1", Clock: f.clock, Logger: log}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.api.Audit = c.audit
 	if f.server, err = New(c.api); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
+	running.Go(func() {
+		if err := c.audit.Run(ctx); err != nil {
+			t.Errorf("audit: %v", err)
+		}
+	})
 	if !c.noRun {
 		running.Go(func() {
 			if err := f.node.Run(ctx); err != nil {
@@ -160,6 +175,19 @@ func start(t testing.TB, change ...func(*setup)) *fixture {
 			t.Errorf("Close: %v", err)
 		}
 		f.clean("the log", f.log.String())
+		if f.audits == "" {
+			return
+		}
+		files, err := audit.Files([]string{f.audits})
+		if err != nil {
+			t.Error(err)
+		}
+		if r, err := audit.Verify(context.Background(), files, nil, nil); err != nil || !r.Whole() {
+			t.Errorf("the audit: %+v, %v", r.Break, err)
+		}
+		if !c.api.AuditValues {
+			f.clean("the audit", f.auditText())
+		}
 	})
 	return f
 }

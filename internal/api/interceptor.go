@@ -17,20 +17,26 @@ var _ connect.Interceptor = interceptor{}
 
 func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, r connect.AnyRequest) (answer connect.AnyResponse, err error) {
-		began := time.Now()
+		began, procedure := time.Now(), r.Spec().Procedure
 		defer func() {
 			p := recover()
 			cause := err
-			answer, err = i.end(answer, r.Spec().Procedure, began, err, p)
-			if isAudited(r.Spec().Procedure) {
+			answer, err = i.end(answer, procedure, err, p)
+			if isAudited(procedure) {
 				if cause == nil {
 					cause = err // a panic
 				}
-				i.server.audit(ctx, r.Spec().Procedure, identify(answer, err)).unary(r.Any(), answer, cause)
+				answer, err = i.audit(ctx, r, answer, err, cause)
 			}
+			i.count(procedure, err, began)
 		}()
 		if err := decoded(r.Any()); err != nil {
 			return nil, err
+		}
+		if isAudited(procedure) && !asks(r.Any()) {
+			if err := i.server.auditor.ready(); err != nil {
+				return nil, err
+			}
 		}
 		return next(ctx, r)
 	}
@@ -44,7 +50,8 @@ func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 			if cause := context.Cause(ctx); err != nil && errors.Is(cause, errNoCredential) {
 				err = cause
 			}
-			_, err = i.end(nil, conn.Spec().Procedure, began, err, p)
+			_, err = i.end(nil, conn.Spec().Procedure, err, p)
+			i.count(conn.Spec().Procedure, err, began)
 		}()
 		return next(ctx, conn)
 	}
@@ -54,8 +61,19 @@ func (i interceptor) WrapStreamingClient(next connect.StreamingClientFunc) conne
 	return next
 }
 
+// audit records a call before its caller learns what became of it; cause is the error that the handler has returned.
+func (i interceptor) audit(ctx context.Context, r connect.AnyRequest, answer connect.AnyResponse, err, cause error) (connect.AnyResponse, error) {
+	id, c := identify(answer, err), callFrom(ctx)
+	if failed := i.server.trail(ctx, r.Spec().Procedure, id, c.from).unary(ctx, r.Any(), c.wrote, cause); failed != nil && err == nil {
+		coded := i.server.refusal(failed, r.Spec().Procedure)
+		coded.Meta().Set(headerRequestID, id)
+		return nil, coded
+	}
+	return answer, err
+}
+
 // end finishes a call: p is what recover has returned.
-func (i interceptor) end(answer connect.AnyResponse, procedure string, began time.Time, err error, p any) (connect.AnyResponse, error) {
+func (i interceptor) end(answer connect.AnyResponse, procedure string, err error, p any) (connect.AnyResponse, error) {
 	if p == http.ErrAbortHandler {
 		panic(p)
 	}
@@ -64,12 +82,9 @@ func (i interceptor) end(answer connect.AnyResponse, procedure string, began tim
 		err = errPanic
 	}
 	if err == nil {
-		i.count(procedure, "ok", began)
 		return answer, nil
 	}
-	coded := i.server.refusal(err, procedure)
-	i.count(procedure, coded.Code().String(), began)
-	return nil, coded
+	return nil, i.server.refusal(err, procedure)
 }
 
 // identify returns the id of a call, which goes with its answer or its error.
@@ -92,8 +107,11 @@ func identify(answer connect.AnyResponse, err error) string {
 	return id
 }
 
-func (i interceptor) count(procedure, code string, began time.Time) {
-	took := time.Since(began)
+func (i interceptor) count(procedure string, err error, began time.Time) {
+	took, code := time.Since(began), "ok"
+	if err != nil {
+		code = connect.CodeOf(err).String()
+	}
 	i.server.metrics.called(procedure, code, took)
 	if i.server.log.IsTrace() {
 		i.server.log.Trace("call", "method", procedure, "code", code, "took", took.String())

@@ -122,6 +122,12 @@ var (
 	descStreams     = desc("api_streams", "Calls of RevokeStream that are open.")
 	descPanics      = desc("api_panics_total", "Handlers that panicked.")
 
+	descAuditLines  = desc("audit_log_lines_total", "Lines written to the audit.")
+	descAuditLost   = desc("audit_log_lost_total", "Lines that could not be written to the audit.")
+	descAuditFailed = desc("audit_log_failed", "1 if the audit cannot be written now.")
+	descAuditFiles  = desc("audit_log_files", "Files of the audit.")
+	descAuditQueue  = desc("audit_log_queue_bytes", "Bytes of lines that wait for the disk.")
+
 	descVoters       = desc("voters", "Voters of the cluster.")
 	descVotersNumber = desc("voters_number", "Number of the list of voters: it grows with each change and is the same on all nodes.")
 	descVotes        = desc("votes", "1 if this node, with its present data, is one of the voters.")
@@ -224,6 +230,14 @@ func (c nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descPending, float64(c.server.pending.Load()))
 	gauge(descStreams, float64(len(c.server.streams)))
 	counter(descPanics, c.panics.Load())
+	if a := c.server.cfg.Audit; a != nil {
+		s := a.Stats()
+		counter(descAuditLines, s.Lines)
+		counter(descAuditLost, s.Lost)
+		gauge(descAuditFailed, truth(s.Failed))
+		gauge(descAuditFiles, float64(s.Files))
+		gauge(descAuditQueue, float64(s.QueueBytes))
+	}
 	c.collectReplication(st, gauge, counter)
 	c.collectPeers(ch, gauge)
 	if g := c.server.node.Gossip(); g != nil {

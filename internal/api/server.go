@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/revokd/revokd/cluster"
+	"github.com/revokd/revokd/internal/audit"
 	"github.com/revokd/revokd/internal/credentials"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/node"
@@ -57,6 +58,13 @@ type Config struct {
 	// Now is the wall clock, by which tokens end and rates are counted; default [time.Now].
 	Now func() time.Time
 
+	// Audit records every write and every change of the cluster before its caller is answered; whoever makes the server runs it, for longer than the server. nil: nothing is recorded.
+	Audit *audit.Log
+	// AuditValues has the claims' values in it and not only their names.
+	AuditValues bool
+	// AuditGoOn: when the audit cannot be written, changes go on and the lines are counted as lost. Else they are refused.
+	AuditGoOn bool
+
 	Limits Limits
 	// Linger is how long Serve goes on accepting after its context has ended, not ready: who sends callers here needs that long to see it. Default 0.
 	Linger time.Duration
@@ -85,7 +93,7 @@ const (
 	http2Streams    = 250 // on one connection
 	http2Window     = 512 << 10
 	http2Stream     = 256 << 10 // of the window for one stream, so that one that waits does not stop the others; a message of replication has to fit
-	envelopeBytes   = 5        // of gRPC, before a message
+	envelopeBytes   = 5         // of gRPC, before a message
 	streamProcedure = revokdv1connect.RevocationServiceRevokeStreamProcedure
 )
 
@@ -131,6 +139,7 @@ type Server struct {
 	log     hclog.Logger
 	node    *node.Node
 	metrics *metrics
+	auditor *auditor
 	mux     *http.ServeMux
 	refuser *connect.ErrorWriter
 	hosts   map[string]bool
@@ -165,6 +174,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.credentials.Store(cfg.Credentials)
 	s.lasting.calls = map[*lastingCall]struct{}{}
+	s.auditor = newAuditor(&s.cfg)
 	s.metrics = newMetrics(s)
 	s.route()
 	return s, nil

@@ -80,6 +80,7 @@ func (s revocations) blockRequest(ctx context.Context, a revocation.Action, m *r
 // write carries out one request.
 func (s revocations) write(ctx context.Context, r revocation.Request, o node.WriteOptions) (*connect.Response[revokdv1.RevokeResponse], error) {
 	results, receipt, err := s.node.Write(ctx, []revocation.Request{r}, o)
+	callFrom(ctx).wrote = s.auditor.wrote([]revocation.Request{r}, nil, results, receipt)
 	if err != nil {
 		return nil, withReceipt(err, receipt)
 	}
@@ -140,15 +141,17 @@ func (s *Server) writeItems(ctx context.Context, items []*revokdv1.RevokeRequest
 		requests, place = append(requests, r), append(place, i)
 	}
 	if len(requests) == 0 {
+		callFrom(ctx).wrote = &wrote{results: results}
 		return results, nil, nil
 	}
 	o.Bulk = o.Bulk || len(requests) > maxUrgent
 	written, receipt, err := s.node.Write(ctx, requests, o)
-	if err != nil {
-		return nil, nil, withReceipt(err, receipt)
-	}
 	for i, r := range written {
 		results[place[i]] = r
+	}
+	callFrom(ctx).wrote = s.auditor.wrote(requests, place, results, receipt)
+	if err != nil {
+		return nil, nil, withReceipt(err, receipt)
 	}
 	return results, receiptAnswer(receipt), nil
 }

@@ -40,6 +40,8 @@ var (
 	errPlaintext    = errors.New("a token without TLS")
 	errFailures     = errors.New("too many tokens that are not ours")
 	errGrant        = errors.New("the caller is limited to other matches")
+	errAudit        = errors.New("the audit cannot be written")
+	errUnaudited    = errors.New("the call could not be recorded")
 	errNoIdentity   = errors.New("no secrets are handed out")
 )
 
@@ -130,6 +132,9 @@ var outcomes = []struct {
 	{errOtherKey, outcome{code: connect.CodePermissionDenied, kind: "incompatible", field: "key_id", message: "the caller has another fingerprint key"}},
 	{errIdle, outcome{code: connect.CodeDeadlineExceeded, kind: "timeout", message: "no message came for too long; resume at acknowledged"}},
 	{errStopping, outcome{code: connect.CodeUnavailable, kind: "not_ready", message: "the node is stopping; resume at acknowledged on another", retry: 1}},
+
+	{errAudit, outcome{code: connect.CodeUnavailable, kind: "audit", message: "nothing was changed: the audit of this node cannot be written", retry: 1}},
+	{errUnaudited, outcome{code: connect.CodeUnavailable, kind: "audit", message: "it was carried out, but the audit of this node could not be written", retry: 1}},
 
 	{errPanic, internal},
 

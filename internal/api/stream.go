@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -171,11 +172,15 @@ func (w *streaming) admit(m *revokdv1.RevokeStreamRequest) (err error) {
 func (w *streaming) write(ctx context.Context, items []*revokdv1.RevokeRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.Limits.Deadline)
 	defer cancel()
+	if err := w.auditor.ready(); err != nil {
+		return err
+	}
 	o := w.options
 	o.Ack, o.Bulk = node.AckLocal, true
+	w.call.wrote = nil
 	results, receipt, err := w.writeItems(ctx, items, o)
-	w.audit(ctx, streamProcedure, w.id).items(items, results, err)
-	if err != nil {
+	unaudited := w.trail(ctx, streamProcedure, w.id, w.call.from).items(ctx, items, w.totals.GetAcknowledged(), w.call.wrote, err)
+	if err = cmp.Or(err, unaudited); err != nil {
 		return err
 	}
 	if receipt != nil {
@@ -216,8 +221,12 @@ func (w *streaming) finish(ctx context.Context) error {
 		positions = append(positions, node.Position{Origin: id, Number: number})
 	}
 	receipt, err := w.node.Confirm(ctx, positions, w.options.Ack, w.options.AckTimeout)
+	unaudited := w.trail(ctx, streamProcedure, w.id, w.call.from).receipt(ctx, receipt, w.totals.GetAcknowledged(), err)
 	if err != nil && !errors.Is(err, node.ErrAck) {
 		return err
+	}
+	if unaudited != nil {
+		return unaudited
 	}
 	return errors.Join(withReceipt(err, receipt), w.answer(receiptAnswer(receipt)))
 }

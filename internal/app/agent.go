@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/revokd/revokd/internal/api"
+	"github.com/revokd/revokd/internal/audit"
 	"github.com/revokd/revokd/internal/credentials"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/internal/pki"
@@ -60,6 +61,7 @@ type AgentConfig struct {
 	// Insecure lets the API listen beyond loopback without TLS. The log says so once an hour.
 	Insecure bool
 	Cluster         ClusterConfig
+	Audit           AuditConfig
 
 	PprofAddr string // a loopback address where profiles are served; empty: none
 
@@ -148,6 +150,7 @@ type agent struct {
 	dir      string // of this node
 	dev      *devissuer.Issuer
 	node     *node.Node
+	audit    *audit.Log
 	verifier *token.Verifier
 	server   *api.Server
 	listener net.Listener
@@ -181,6 +184,9 @@ func Agent(ctx context.Context, cfg AgentConfig) (err error) {
 	a := &agent{cfg: cfg, dir: filepath.Join(cfg.DataDir, cfg.NodeName), left: make(chan struct{})}
 	// Before anything is written: what is refused here leaves nothing behind.
 	if err := a.loadTLS(); err != nil {
+		return err
+	}
+	if _, err := cfg.Audit.config(a.dir); err != nil {
 		return err
 	}
 	if a.known, err = a.readCredentials(); err != nil {
@@ -237,6 +243,9 @@ func (a *agent) assemble(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("node %s: %w", a.cfg.NodeName, a.waysOut(err))
 	}
+	if err := a.openAudit(); err != nil {
+		return errors.Join(err, a.node.Close())
+	}
 	var serverTLS *tls.Config
 	if a.tls != nil {
 		serverTLS = a.tls.ServerConfig()
@@ -246,11 +255,12 @@ func (a *agent) assemble(ctx context.Context) error {
 		hosts = []string{"*"} // nobody knows under which names it is reached
 	}
 	a.server, err = api.New(api.Config{
+		Audit: a.audit, AuditValues: a.cfg.Audit.Values, AuditGoOn: a.cfg.Audit.OnFailure == auditContinue,
 		Hosts: hosts, Insecure: a.cfg.Insecure, TLS: serverTLS, Credentials: a.known, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
 		Identity: a.tellIdentity, OtherKeys: a.otherKeys, Leave: sync.OnceFunc(func() { close(a.left) }),
 	})
 	if err != nil {
-		return errors.Join(err, a.node.Close())
+		return errors.Join(err, a.audit.Close(), a.node.Close())
 	}
 	return nil
 }
@@ -331,6 +341,7 @@ func (a *agent) run(ctx context.Context) error {
 	g, below := errgroup.WithContext(below)
 	g.Go(func() error { return a.node.Run(below) })
 	g.Go(func() error { return a.verifier.Run(below) })
+	g.Go(func() error { return a.audit.Run(below) })
 	if a.tls != nil {
 		g.Go(func() error { return a.tls.Run(below) })
 	}

@@ -3,6 +3,7 @@ package app
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/revokd/revokd/token"
 )
@@ -23,7 +24,8 @@ func ValidateConfig(cfg AgentConfig) (issuers []string, err error) {
 			problems = append(problems, fmt.Errorf("--gossip-key-file: %w", err))
 		}
 	}
-	return issuers, errors.Join(problems...)
+	_, err = cfg.Audit.config(filepath.Join(cfg.DataDir, cfg.NodeName))
+	return issuers, errors.Join(append(problems, err)...)
 }
 
 // Validate reads the files that an agent would be started with and returns all that is wrong with them, and the names of the issuers. It asks

@@ -3,15 +3,17 @@ package archtest
 // imports has a row for each package: what it may import of this module, from the edges down. Tests may import anything.
 var imports = map[string]string{
 	// Edges
-	"cmd/revokd":               "internal/devissuer cluster cmd/revokd/internal/bulk internal/app internal/atomicfile internal/bearer internal/clock internal/credentials internal/pki internal/transport node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
+	"cmd/revokd":               "internal/audit internal/devissuer cluster cmd/revokd/internal/bulk internal/app internal/atomicfile internal/bearer internal/clock internal/credentials internal/pki internal/transport node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
 	"cmd/revokd/internal/bulk": "proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation",
-	"internal/app":             "cluster cluster/replication internal/api internal/atomicfile internal/clock internal/credentials internal/devissuer internal/pki internal/transport journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token ttlstore",
-	"internal/api":             "cluster cluster/replication cluster/voters internal/bearer internal/credentials internal/devissuer internal/pki journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
+	"internal/app":             "internal/audit cluster cluster/replication internal/api internal/atomicfile internal/clock internal/credentials internal/devissuer internal/pki internal/transport journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token ttlstore",
+	"internal/api":             "internal/audit cluster cluster/replication cluster/voters internal/bearer internal/credentials internal/devissuer internal/pki journal node proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation token",
 	"internal/devissuer":       "token revocation",
 	"internal/credentials":     "internal/bearer internal/pki revocation",
 	"internal/pki":             "internal/atomicfile internal/clock",
 	"internal/bearer":          "",
 	"internal/transport":       "",
+
+	"internal/audit": "internal/clock journal",
 
 	// In other programs
 	"client": "bloom cluster/replication internal/bearer internal/clock internal/pki internal/transport internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
@@ -98,7 +100,7 @@ var libraries = []library{
 	{"github.com/bits-and-blooms/bloom/v3", "BSD-2-Clause", "sizes of filters, and the layout that other languages read", "bloom"},
 	{"github.com/dchest/siphash", "CC0-1.0", "SipHash-128, against which tests hold our own", ""},
 	{"github.com/golang-jwt/jwt/v5", "MIT", "parses and verifies tokens", "client/revokdjwt token internal/devissuer"},
-	{"github.com/hashicorp/go-hclog", "MIT", "logs", "client cmd/revokd internal/app internal/api internal/pki token node journal cluster"},
+	{"github.com/hashicorp/go-hclog", "MIT", "logs", "client cmd/revokd internal/app internal/api internal/audit internal/pki token node journal cluster"},
 	{"github.com/hashicorp/go-msgpack/v2", "MIT", "decodes memberlist's messages as memberlist does, to see what may pass", "cluster"},
 	{"github.com/hashicorp/memberlist", "MPL-2.0", "membership and failure detection", "cluster"},
 	{"github.com/mattn/go-isatty", "MIT", "whether a person or a program reads the output", "cmd/revokd"},
@@ -109,9 +111,9 @@ var libraries = []library{
 	{"go.uber.org/goleak", "MIT", "finds goroutines without an owner in tests", ""},
 	{"go.yaml.in/yaml/v3", "MIT", "the configuration file and the credentials, with the line of each mistake", "cmd/revokd internal/credentials"},
 	{"golang.org/x/net", "BSD-3-Clause", "frames of HTTP/2 that no client sends, in tests", ""},
-	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "node internal/app token cmd/revokd/internal/bulk cluster"},
+	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "internal/audit node internal/app token cmd/revokd/internal/bulk cluster"},
 	{"golang.org/x/sys", "BSD-3-Clause", "CLOCK_BOOTTIME, and memory outside the heap", "internal/clock ttlstore"},
-	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys, and what one writer may write", "token internal/api"},
+	{"golang.org/x/time", "BSD-3-Clause", "how often an issuer is asked for its keys, what one writer may write, and how many strangers are recorded", "token internal/api"},
 	{"google.golang.org/genproto/googleapis/rpc", "Apache-2.0", "details of gRPC errors", "client/revokdgrpc"},
 	{"google.golang.org/grpc", "Apache-2.0", "interceptors for the servers that most programs use; in tests the client", "client/revokdgrpc"},
 	{"google.golang.org/protobuf", "BSD-3-Clause", "messages of the API", "client client/revokdgrpc internal/api internal/app cmd/revokd cmd/revokd/internal/bulk proto/revokd/v1"},

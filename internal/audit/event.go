@@ -9,20 +9,20 @@ import (
 
 // Event is what a line says. Empty fields are left out. Nothing in it may be a token or a key.
 type Event struct {
-	Kind string // write, receipt, cluster, access, rehearsal
-	Time time.Time
+	Kind string    // write, receipt, cluster, access, rehearsal
+	Time time.Time // zero: when it is appended
 
 	// Who asked for what.
 	Method  string
 	Request string // id of the call
-	Who     string // name in the caller's credential
+	Who     string // credential of the caller, by name
 	Role    string
 	From    string // address of the connection
 
 	// What it was about.
 	Item     int // of a batch or a stream, from 1; 0: the call has only one
 	Target   string
-	Match    string   // fingerprint of the match, in hex
+	Match    [16]byte // fingerprint of the match under its rule; zero: none was made
 	Claims   []string // names in the match
 	Values   []byte   // the match as JSON, only where the operator has asked for values
 	Rule     string
@@ -63,7 +63,11 @@ func (e *Event) appendContent(b []byte) []byte {
 	b = member(b, "role", e.Role)
 	b = member(b, "from", e.From)
 	b = member(b, "target", e.Target)
-	b = member(b, "match", e.Match)
+	if e.Match != [16]byte{} {
+		b = append(b, `,"match":"`...)
+		b = hex.AppendEncode(b, e.Match[:])
+		b = append(b, '"')
+	}
 	b = list(b, "claims", e.Claims)
 	if len(e.Values) > 0 {
 		b = append(b, `,"values":`...)

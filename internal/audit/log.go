@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,7 @@ const (
 	maxFileAge       = 366 * 24 * time.Hour
 
 	queueBytes = 8 << 20     // of lines that wait for the disk; more wait for their turn
+	usualLine  = 320         // bytes
 	keepBytes  = 1 << 20     // of a buffer that is used again
 	syncEvery  = time.Second // how old what is not synced may be, and how often a failed file is tried again
 	headEvery  = 3600        // syncs: how often the log names the head
@@ -58,7 +60,8 @@ type Config struct {
 	Logger hclog.Logger
 }
 
-func (c *Config) validate() error {
+// Validate checks the configuration, and fills in the defaults. Errors match [ErrInvalid].
+func (c *Config) Validate() error {
 	if c.FileBytes == 0 {
 		c.FileBytes = DefaultFileBytes
 	}
@@ -124,6 +127,7 @@ type Log struct {
 type group struct {
 	contents []byte // one after the other
 	ends     []int
+	event    Event         // the one that is being made
 	done     chan struct{} // closed when err is set
 	err      error
 }
@@ -131,7 +135,7 @@ type group struct {
 // Open takes the directory's lock, finds the end of the chain, marks what is torn there, and begins a file if there is none or another key was given. It starts nothing.
 // Errors match [ErrInvalid], [journal.ErrLocked] if another process has the directory, or are those of the file system.
 func Open(cfg Config) (*Log, error) {
-	if err := cfg.validate(); err != nil {
+	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	l := &Log{cfg: cfg, log: cfg.Logger.Named("audit"), queue: newGroup(), kick: make(chan struct{}, 1), unsure: make(chan error, 1)}
@@ -153,12 +157,43 @@ func Open(cfg Config) (*Log, error) {
 
 func newGroup() *group { return &group{done: make(chan struct{})} }
 
-// Append writes lines, in order and beside those of others, and returns when they are in the file. It waits for the disk, and for its turn if many wait; when ctx ends
-// meanwhile the lines may still be written. Errors match [ErrFailed], [ErrClosed] or are those of ctx.
-func (l *Log) Append(ctx context.Context, events []Event) error {
-	if len(events) == 0 {
+// Append writes lines, in order and beside those of others, and returns when they are in the file. It sets the times of those that have none. It waits for the disk, and for its turn if
+// many wait; when ctx ends meanwhile the lines may still be written. Errors match [ErrFailed], [ErrClosed] or are those of ctx.
+func (l *Log) Append(ctx context.Context, events ...Event) error {
+	return l.AppendEach(ctx, len(events), func(i int, e *Event) { *e = events[i] })
+}
+
+// AppendEach is Append for n lines that are made one by one: line fills in an Event that is empty.
+func (l *Log) AppendEach(ctx context.Context, n int, line func(i int, e *Event)) error {
+	if n == 0 {
 		return nil
 	}
+	b := buffers.Get().(*group)
+	defer buffers.Put(b)
+	b.contents, b.ends = slices.Grow(b.contents[:0], min(n*usualLine, keepBytes)), slices.Grow(b.ends[:0], n)
+	now := l.cfg.Clock.Now()
+	for i := range n {
+		b.event = Event{}
+		line(i, &b.event)
+		if b.event.Time.IsZero() {
+			b.event.Time = now
+		}
+		b.contents = b.event.appendContent(b.contents)
+		b.ends = append(b.ends, len(b.contents))
+	}
+	b.event = Event{}
+	err := l.enqueue(ctx, b)
+	if cap(b.contents) > keepBytes {
+		b.contents = nil
+	}
+	return err
+}
+
+// buffers are groups in which callers make their lines.
+var buffers = sync.Pool{New: func() any { return new(group) }}
+
+// enqueue adds lines to the queue and waits until they are written.
+func (l *Log) enqueue(ctx context.Context, b *group) error {
 	l.mu.Lock()
 	for !l.closed && len(l.queue.contents) > queueBytes {
 		g := l.queue
@@ -166,21 +201,22 @@ func (l *Log) Append(ctx context.Context, events []Event) error {
 		select {
 		case <-g.done:
 		case <-ctx.Done():
-			l.lost.Add(uint64(len(events)))
+			l.lost.Add(uint64(len(b.ends)))
 			return ctx.Err()
 		}
 		l.mu.Lock()
 	}
 	if l.closed {
 		l.mu.Unlock()
-		l.lost.Add(uint64(len(events)))
+		l.lost.Add(uint64(len(b.ends)))
 		return ErrClosed
 	}
 	g := l.queue
-	for i := range events {
-		g.contents = events[i].appendContent(g.contents)
-		g.ends = append(g.ends, len(g.contents))
+	g.contents, g.ends = slices.Grow(g.contents, len(b.contents)), slices.Grow(g.ends, len(b.ends))
+	for _, end := range b.ends {
+		g.ends = append(g.ends, len(g.contents)+end)
 	}
+	g.contents = append(g.contents, b.contents...)
 	l.mu.Unlock()
 	select {
 	case l.kick <- struct{}{}:
@@ -322,7 +358,8 @@ func (l *Log) append(g *group) error {
 			return l.fail(err)
 		}
 	}
-	next, b, lost := l.chain, l.out[:0], l.lost.Load()
+	next, lost := l.chain, l.lost.Load()
+	b := slices.Grow(l.out[:0], len(g.contents)+len(g.ends)*(tailBytes+16))
 	if lost > l.told {
 		e := Event{Kind: "lost", Time: l.cfg.Clock.Now(), Count: lost - l.told}
 		b = next.sealed(b, e.appendContent(nil))

@@ -30,7 +30,7 @@ var start = time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
 func event(i int) Event {
 	return Event{
 		Kind: "write", Time: start.Add(time.Duration(i) * time.Second), Method: "Revoke", Request: fmt.Sprintf("%016x", i), Who: "login", Role: "writer", From: "10.0.0.7:1234",
-		Target: "match", Match: strings.Repeat("0f", 16), Claims: []string{"iss", "jti"}, Rule: "deny", Reason: "logout", Comment: "ticket \"7\"\n\u2028",
+		Target: "match", Match: [16]byte(bytes.Repeat([]byte{15}, 16)), Claims: []string{"iss", "jti"}, Rule: "deny", Reason: "logout", Comment: "ticket \"7\"\n\u2028",
 		Outcome: "revoked", Durability: "disk", Ack: "local", Confirmed: []string{"n1"}, Expires: start.Unix(),
 	}
 }
@@ -70,7 +70,7 @@ func (r *running) end(t testing.TB) {
 func (r *running) lines(t testing.TB, from, to int) {
 	t.Helper()
 	for i := from; i < to; i++ {
-		if err := r.Append(context.Background(), []Event{event(i)}); err != nil {
+		if err := r.Append(context.Background(), event(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -116,7 +116,7 @@ func TestLines(t *testing.T) {
 	e := event(1)
 	e.Values = []byte(`{"iss":"i"}`)
 	e.Item, e.Count = 3, 4
-	if err := l.Append(t.Context(), []Event{e, {Kind: "write", Time: start, Comment: "\x00\xff\u0085é\U0001f600" + strings.Repeat("a", 2*maxField), Claims: slices.Repeat([]string{"x"}, 100)}}); err != nil {
+	if err := l.Append(t.Context(), e, Event{Kind: "write", Time: start, Comment: "\x00\xff\u0085é\U0001f600" + strings.Repeat("a", 2*maxField), Claims: slices.Repeat([]string{"x"}, 100)}); err != nil {
 		t.Fatal(err)
 	}
 	l.end(t)
@@ -241,7 +241,7 @@ func TestConfig(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := l.Append(t.Context(), []Event{event(1)}); !errors.Is(err, ErrClosed) {
+	if err := l.Append(t.Context(), event(1)); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
 }
@@ -297,7 +297,7 @@ func TestCrash(t *testing.T) {
 			for range 7 {
 				es = append(es, e)
 			}
-			if r.Append(context.Background(), es) != nil {
+			if r.Append(context.Background(), es...) != nil {
 				return acked
 			}
 			acked += len(es)
@@ -355,7 +355,7 @@ func TestFullDisk(t *testing.T) {
 		l.lines(t, 0, 3)
 		m.set(func() { m.full = 100 })
 		for range 2 {
-			if err := l.Append(t.Context(), []Event{event(4), event(5)}); !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.ENOSPC) {
+			if err := l.Append(t.Context(), event(4), event(5)); !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.ENOSPC) {
 				t.Fatal(err)
 			}
 		}
@@ -412,7 +412,7 @@ func TestQueueIsBounded(t *testing.T) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 20 {
-		if err := l.Append(gone, many); !errors.Is(err, context.Canceled) {
+		if err := l.Append(gone, many...); !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
 		}
 	}
@@ -421,7 +421,7 @@ func TestQueueIsBounded(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	r := begin(l)
-	if err := r.Append(t.Context(), many); err != nil {
+	if err := r.Append(t.Context(), many...); err != nil {
 		t.Error(err)
 	}
 	r.end(t)
@@ -459,7 +459,7 @@ func BenchmarkAppend(b *testing.B) {
 			b.ReportAllocs()
 			before := cpu()
 			for range b.N / n {
-				if err := l.Append(b.Context(), events); err != nil {
+				if err := l.Append(b.Context(), events...); err != nil {
 					b.Fatal(err)
 				}
 			}

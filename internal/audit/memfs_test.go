@@ -29,8 +29,7 @@ type memFile struct {
 	fs           *memFS
 	data         []byte
 	synced       []byte
-	named, gone  bool // the directory was synced with it, without it
-	linked, lock bool
+	named  bool // the directory was synced with it
 }
 
 func newMemFS() *memFS { return &memFS{files: map[string]*memFile{}, left: -1, full: -1} }

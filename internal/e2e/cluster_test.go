@@ -118,23 +118,12 @@ func (f *fleet) until(what string, ok func() error) {
 		}
 		if time.Now().After(deadline) {
 			for _, m := range f.running() {
-				f.t.Logf("%s:\n%s", m.name, logOf(m.proc))
+				f.t.Logf("%s:\n%s", m.name, m.proc.Stderr())
 			}
 			f.t.Fatalf("never: %s: %v", what, err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-}
-
-// logOf returns what a node has logged, without the lines of the audit.
-func logOf(p *e2e.Process) string {
-	var b strings.Builder
-	for line := range strings.Lines(p.Stderr()) {
-		if !strings.Contains(line, "revokd.audit: ") {
-			b.WriteString(line)
-		}
-	}
-	return b.String()
 }
 
 // revoke revokes one made-up token by its id on a node.

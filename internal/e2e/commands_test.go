@@ -205,10 +205,24 @@ func TestClusterByCommand(t *testing.T) {
 	if code != 0 || !strings.Contains(stdout, ": n1; 1 of them are a quorum") || !strings.Contains(stderr, "What is lost: revocations that only n2 holds") {
 		t.Errorf("exit code %d, %q %q", code, stdout, stderr)
 	}
-	if log := o.nodes["n1"].Stderr(); !strings.Contains(log, "audit: cluster: method=ChangeVoters change=accept_loss name=n2 outcome=done") {
-		t.Errorf("the log does not tell of it:\n%s", log)
-	}
+	o.audited("n1", `"method":"ChangeVoters",.*"change":"accept_loss","name":"n2","outcome":"done"`)
 	o.says("n1", 0, "^revoked ", revoke("h", "--ack", "quorum")...)
+}
+
+// audited wants a line in the audit of a node.
+func (o *operator) audited(node, pattern string) {
+	o.Helper()
+	files, err := filepath.Glob(filepath.Join(o.dir, node, "audit", "*.jsonl"))
+	if err != nil || len(files) == 0 {
+		o.Fatalf("no audit: %v", err)
+	}
+	text, err := os.ReadFile(files[len(files)-1])
+	if err != nil {
+		o.Fatal(err)
+	}
+	if !regexp.MustCompile(pattern).Match(text) {
+		o.Errorf("no %s in the audit:\n%s", pattern, text)
+	}
 }
 
 // rotate changes the key of gossip on all nodes.

@@ -560,7 +560,7 @@ func TestPartitions(t *testing.T) {
 			}
 			if t.Failed() {
 				for _, m := range w.nodes {
-					t.Logf("%s:\n%s", m.name, logOf(m.proc))
+					t.Logf("%s:\n%s", m.name, m.proc.Stderr())
 				}
 			}
 		})

@@ -131,7 +131,7 @@ func TestStrangers(t *testing.T) {
 			t.Error(err)
 		}
 		for _, m := range w.nodes {
-			if log := logOf(m.proc); strings.Count(log, "\n") > 200 || strings.Contains(log, "panic") {
+			if log := m.proc.Stderr(); strings.Count(log, "\n") > 200 || strings.Contains(log, "panic") {
 				t.Errorf("%s has %d lines in its log:\n%.4000s", m.name, strings.Count(log, "\n"), log)
 			}
 		}
@@ -177,7 +177,7 @@ func (w *network) stranger(name string, flags ...string) *stranger {
 func (s *stranger) says(text string) {
 	s.w.t.Helper()
 	s.w.until(s.name+" says "+text, func() error {
-		if log := logOf(s.proc); !strings.Contains(log, text) {
+		if log := s.proc.Stderr(); !strings.Contains(log, text) {
 			return fmt.Errorf("it says:\n%s", log)
 		}
 		return nil
@@ -189,7 +189,7 @@ func (w *network) say(text string) {
 	w.t.Helper()
 	w.until("one of the nodes says "+text, func() error {
 		for _, m := range w.running() {
-			if strings.Contains(logOf(m.proc), text) {
+			if strings.Contains(m.proc.Stderr(), text) {
 				return nil
 			}
 		}
@@ -229,7 +229,7 @@ func (s *stranger) end() {
 	if dump := s.w.run("journal", "dump", filepath.Join(s.home, s.name)); len(dump) > 0 {
 		t.Errorf("%s has records:\n%s", s.name, dump)
 	}
-	t.Logf("%s is not ready: %slogs:\n%s", s.name, body, logOf(s.proc))
+	t.Logf("%s is not ready: %slogs:\n%s", s.name, body, s.proc.Stderr())
 }
 
 // noise sends random bytes of random sizes until the other side has had enough, or for a moment, and returns how many.

@@ -127,7 +127,7 @@ func (t *trail) unary(ctx context.Context, request any, w *wrote, err error) err
 	if m, ok := request.(*revokdv1.RevokeBatchRequest); ok && len(m.GetItems()) > 0 && len(m.GetItems()) <= maxItems {
 		return t.items(ctx, m.GetItems(), 0, w, err)
 	}
-	if asks(request) {
+	if changesNothing(request) {
 		return nil
 	}
 	return t.append(ctx, 1, func(_ int, e *audit.Event) {
@@ -254,8 +254,8 @@ func (t *trail) receipt(ctx context.Context, r node.Receipt, items int64, err er
 	})
 }
 
-// asks reports whether a request of an audited procedure changes nothing.
-func asks(request any) bool {
+// changesNothing reports whether a request of an audited procedure changes nothing.
+func changesNothing(request any) bool {
 	m, ok := request.(*revokdv1.GossipKeysRequest)
 	return ok && m.GetChange() == nil
 }

@@ -85,12 +85,12 @@ func TestGrants(t *testing.T) {
 	} {
 		as()
 		for _, row := range rows {
-			before := strings.Count(s.log.String(), `"caller":"`+who)
+			before := strings.Count(s.auditText(), `"who":"`+who)
 			r := s.post(row.method, row.body)
 			if got := r.detail.GetKind(); row.want == "ok" && r.code != "ok" || row.want != "ok" && (r.code != "permission_denied" || got != row.want) {
 				t.Errorf("%s: %s %s: %+v, want %s", who, row.method, row.body, r, row.want)
 			}
-			if strings.Count(s.log.String(), `"caller":"`+who) != before+1 {
+			if strings.Count(s.auditText(), `"who":"`+who) != before+1 {
 				t.Errorf("%s: %s is not in the audit once", who, row.method)
 			}
 		}

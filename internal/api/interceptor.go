@@ -33,7 +33,7 @@ func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		if err := decoded(r.Any()); err != nil {
 			return nil, err
 		}
-		if isAudited(procedure) && !asks(r.Any()) {
+		if isAudited(procedure) && !changesNothing(r.Any()) {
 			if err := i.server.auditor.ready(); err != nil {
 				return nil, err
 			}

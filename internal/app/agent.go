@@ -60,8 +60,8 @@ type AgentConfig struct {
 	CredentialsFile string
 	// Insecure lets the API listen beyond loopback without TLS. The log says so once an hour.
 	Insecure bool
-	Cluster         ClusterConfig
-	Audit           AuditConfig
+	Cluster  ClusterConfig
+	Audit    AuditConfig
 
 	PprofAddr string // a loopback address where profiles are served; empty: none
 

@@ -26,9 +26,9 @@ type memFS struct {
 }
 
 type memFile struct {
-	fs           *memFS
-	data         []byte
-	synced       []byte
+	fs     *memFS
+	data   []byte
+	synced []byte
 	named  bool // the directory was synced with it
 }
 

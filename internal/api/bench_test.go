@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -31,6 +32,8 @@ func BenchmarkItems(b *testing.B) {
 		}
 		messages = append(messages, raw)
 	}
+	c := &call{}
+	ctx := context.WithValue(b.Context(), callKey{}, c)
 	b.ReportAllocs()
 	n := 0
 	for b.Loop() {
@@ -39,11 +42,13 @@ func BenchmarkItems(b *testing.B) {
 			b.Fatal(err)
 		}
 		n++
-		results, _, err := f.server.writeItems(b.Context(), msg.GetItems(), node.WriteOptions{Ack: node.AckLocal, Bulk: true})
+		_, _, err := f.server.writeItems(ctx, msg.GetItems(), node.WriteOptions{Ack: node.AckLocal, Bulk: true})
 		if err != nil {
 			b.Fatal(err)
 		}
-		f.server.audit(b.Context(), streamProcedure, "id").items(msg.GetItems(), results, nil)
+		if err := f.server.trail(ctx, streamProcedure, "id", "from").items(ctx, msg.GetItems(), 0, c.wrote, nil); err != nil {
+			b.Fatal(err)
+		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n*items), "ns/item")
 }

@@ -453,7 +453,7 @@ func (f *faults) rolling(rng *rand.Rand, hold time.Duration) bool {
 		code, waited := m.proc.Wait(ctx)
 		cancel()
 		if err := errors.Join(err, waited); err != nil || code != 0 {
-			f.tr.t.Errorf("%s: SIGTERM: exit code %d, %v\n%s", m.name, code, err, tail(logOf(m.proc)))
+			f.tr.t.Errorf("%s: SIGTERM: exit code %d, %v\n%s", m.name, code, err, tail(m.proc.Stderr()))
 			m.proc.Kill()
 		}
 		f.tr.starts[m].Add(1)
@@ -732,7 +732,7 @@ func TestNemesis(t *testing.T) {
 	defer func() {
 		if t.Failed() {
 			for _, m := range tr.running() {
-				t.Logf("%s:\n%s", m.name, tail(logOf(m.proc)))
+				t.Logf("%s:\n%s", m.name, tail(m.proc.Stderr()))
 			}
 		}
 	}()

@@ -70,8 +70,22 @@ examples: ## the examples, a module of their own, with their tests
 	go vet -C examples ./... && go test -C examples -count=1 ./...
 
 .PHONY: bench
-bench: ## benchmarks of the packages, in the format of benchstat
-	go test -run '^$$' -bench . -benchmem -timeout 60m ./revocation ./ttlstore ./bloom ./journal ./token ./node
+bench: ## the full set beside Redis, memcached, NATS, PostgreSQL and others: about 25 minutes on an idle machine; see bench/README.md
+	bench/deps
+	go run -C bench . $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: ## the same with small sizes, in two minutes: shows that it works
+	bench/deps
+	go run -C bench . -quick
+
+.PHONY: bench-go
+bench-go: ## Go benchmarks of the packages, COUNT times (default 6), in the format of benchstat
+	go test -run '^$$' -bench . -benchmem -count $${COUNT:-6} -timeout 120m ./revocation ./ttlstore ./bloom ./journal ./token ./node ./client
+
+.PHONY: readme-figures
+readme-figures: ## the figures in README.md, from the latest of bench/results
+	go run -C bench . -readme
 
 .PHONY: generate
 generate: ## the code that is generated from proto/

@@ -2,7 +2,7 @@
 //
 // It knows what an agent prints and when it is ready; it promises that [Start] returns an agent that answers, or the
 // reason why not with what the agent wrote. A Process may be used concurrently; its zero value is not usable. Only tests
-// import it.
+// and the benchmarks of bench/ import it.
 package e2e
 
 import (

@@ -177,8 +177,11 @@ func (w *watcher) Scan(replication.Key, int, replication.Now, func(replication.D
 func (w *watcher) Each(replication.Key, int, replication.Now, func(*replication.Record, replication.Dot)) (replication.Key, bool) {
 	return replication.Key{}, false
 }
-func (w *watcher) Definition(uint64) []byte             { return nil }
-func (w *watcher) Define([]byte, replication.Now) error { return nil }
+
+func (*watcher) Ahead([]replication.Key)                              {}
+func (*watcher) Early(replication.Now) func(*replication.Record) bool { return nil }
+func (*watcher) Definition(uint64) []byte                             { return nil }
+func (*watcher) Define([]byte, replication.Now) error                 { return nil }
 
 // follow reads what a node sends until ctx ends.
 func (w *watcher) follow(ctx context.Context, a *agent, keyID uint64, began func()) error {

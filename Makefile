@@ -17,8 +17,8 @@ build: ## bin/revokd, static
 image: build ## the image revokd from bin/revokd, nothing pulled
 	docker build --target prebuilt -t revokd .
 
-.PHONY: release-check
-release-check: ## a release on this machine, without publishing; goreleaser and syft
+.PHONY: snapshot
+snapshot: ## a release on this machine, without publishing; goreleaser and syft
 	goreleaser check
 	goreleaser release --snapshot --clean --skip=publish,sign
 
@@ -95,3 +95,19 @@ generate: ## the code that is generated from proto/
 sim: ## simulated clusters: SEEDS seeds (default 3000) of 3 to 9 nodes, from SEED on
 	go run ./cluster/replication/internal/simrun -seed $${SEED:-1} -seeds $${SEEDS:-3000}
 	go run ./cluster/replication/internal/simrun -seed $${SEED:-1} -spread 1000
+
+.PHONY: nemesis
+nemesis: ## faults against a cluster of hosts, judged: REVOKD_NEMESIS_ROUNDS rounds (default 12); root, iproute2, nftables
+	REVOKD_NEMESIS_ROUNDS=$${REVOKD_NEMESIS_ROUNDS:-12} go test -count=1 -timeout 12h -run '^TestNemesis$$' -v ./internal/e2e
+
+.PHONY: mutants
+mutants: ## the tests against known bugs, one after the other
+	go run ./internal/mutants
+
+.PHONY: nightly
+nightly: ## the fault programme of docs/reliability.md, 2 to 4 hours; FRACTION divides its counts
+	.ci/reliability nightly $${FRACTION:-1}
+
+.PHONY: release-check
+release-check: ## ten nights in one; FRACTION divides its counts
+	.ci/reliability release $${FRACTION:-1}

@@ -1,6 +1,9 @@
 package revocation
 
-import "github.com/revokd/revokd/ttlstore"
+import (
+	"github.com/revokd/revokd/internal/faults"
+	"github.com/revokd/revokd/ttlstore"
+)
 
 // maxPending is how many probes a check keeps in flight: one for each class and list of names of twice
 // as many live shapes as the usual token meets. What does not fit is asked in further rounds.
@@ -137,6 +140,10 @@ func (g *group) values(c *Claims, out []*Value) (elems []Value, at int, outcome 
 		switch out[i].kind {
 		case KindMissing:
 			return nil, -1, KindMissing
+		case KindString:
+			if g.known[i] == 0 && faults.Mutant("no-issuer") {
+				out[i] = &anyIssuer
+			}
 		case KindUnusable:
 			outcome = KindUnusable
 		case KindArray:
@@ -207,7 +214,7 @@ func effect(r Record, s *shape, c *Claims, now uint32) effectKind {
 	case ClassDeny:
 		return effectRevokes
 	case ClassIssuedBefore:
-		if c.hasIAT && c.iat >= r.Value {
+		if c.hasIAT && (c.iat >= r.Value || faults.Mutant("late-cutoff") && c.iat >= r.Value-1000) {
 			return effectNone
 		}
 		return effectRevokes

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"math/bits"
 
+	"github.com/revokd/revokd/internal/faults"
 	"github.com/revokd/revokd/ttlstore"
 )
 
@@ -74,7 +75,11 @@ func (s sip) hash(values []*Value) Fingerprint {
 	}
 	var words [smallWords]uint64
 	n, last := pack(words[:], values)
-	return s.sum(words[:n], last)
+	f := s.sum(words[:n], last)
+	if faults.Mutant("short-key") {
+		f.Lo = 0
+	}
+	return f
 }
 
 // hashLarge keeps the large buffer out of the usual frame.
@@ -156,10 +161,14 @@ func (k Key) fingerprint(m Match, s Shape, class Class) Fingerprint {
 	return k.start(s.Names).hash(m.values()).xor(tweak(s, class.group()))
 }
 
+var anyIssuer = String("") // of a mutant
+
 func (m Match) values() []*Value {
 	values := make([]*Value, len(m.claims))
 	for i := range m.claims {
-		values[i] = &m.claims[i].value
+		if values[i] = &m.claims[i].value; m.claims[i].name == "iss" && faults.Mutant("no-issuer") {
+			values[i] = &anyIssuer
+		}
 	}
 	return values
 }

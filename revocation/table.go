@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/revokd/revokd/internal/faults"
 	"github.com/revokd/revokd/ttlstore"
 )
 
@@ -71,7 +72,12 @@ func (t *Table) Policy() *Policy { return t.policy.Load() }
 // SetPolicy puts another policy in force, which must have been validated and is not to be changed afterwards; see [Policy.Succeed].
 func (t *Table) SetPolicy(p *Policy) { t.policy.Store(p) }
 
-func (t *Table) deadline(until uint32) uint32 { return addSat(until, t.slack) }
+func (t *Table) deadline(until uint32) uint32 {
+	if faults.Mutant("no-slack") {
+		return until
+	}
+	return addSat(until, t.slack)
+}
 
 func addSat(a, b uint32) uint32 {
 	if a+b < a {
@@ -228,7 +234,7 @@ func (t *Table) Merge(r Record, dot uint64, now int64, limited bool) (Delta, err
 		return Delta{}, err
 	}
 	deadline, sec := t.deadline(r.RetainUntil()), unixSeconds(now)
-	if deadline < sec {
+	if deadline < sec && !faults.Mutant("accept-expired") {
 		return Delta{Record: r, Dot: dot}, nil
 	}
 	s, err := t.activate(r, deadline)

@@ -16,7 +16,7 @@ var imports = map[string]string{
 	"internal/audit": "internal/clock journal",
 
 	// In other programs
-	"client": "bloom cluster/replication internal/bearer internal/clock internal/pki internal/transport internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
+	"client": "bloom cluster/replication internal/bearer internal/clock internal/faults internal/pki internal/transport internal/view proto/revokd/v1 proto/revokd/v1/revokdv1connect revocation ttlstore",
 
 	"client/revokdgrpc": "client revocation",
 	"client/revokdhttp": "client revocation",
@@ -26,7 +26,7 @@ var imports = map[string]string{
 	"node": "cluster cluster/replication cluster/voters internal/clock internal/view journal revocation ttlstore",
 
 	// Meaning: the only packages that know what a token is
-	"revocation": "ttlstore",
+	"revocation": "internal/faults ttlstore",
 	"token":      "revocation",
 
 	// Movement
@@ -50,11 +50,12 @@ var imports = map[string]string{
 	// Seams for tests
 	"internal/clock":           "internal/faults",
 	"internal/clock/clocktest": "internal/clock",
-	"internal/view":            "bloom cluster/replication revocation",
+	"internal/view":            "bloom cluster/replication internal/faults revocation",
 	"internal/faults":          "",
 	"internal/archtest":        "",
 	"internal/e2e":             "",
 	"internal/history":         "internal/clock revocation",
+	"internal/mutants":         "internal/faults",
 }
 
 // wordless packages are mechanism: they could be used elsewhere, and the word token does not occur in them.

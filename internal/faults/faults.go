@@ -62,7 +62,19 @@ var mutants = map[string]string{
 	"unlink-first":     "files are removed before the log says that they do not count",
 	"no-rejoin":        "a node that has joined once does not join again",
 	"wall-clock":       "records expire by the wall clock",
+	"no-slack":         "records are forgotten at their ExpiresAt",
+	"local-ttl":        "a record's end is counted from its arrival",
+	"short-key":        "half of the bits of a fingerprint are left out",
+	"no-issuer":        "the issuer is not part of a fingerprint",
+	"late-cutoff":      "a cutoff misses what was issued in the second before it",
+	"accept-expired":   "what has expired is merged",
+	"accept-future":    "cutoffs of peers in the far future are merged",
+	"active-unready":   "a replica that has not copied everything yet answers Active",
+	"active-stale":     "a replica that has lost touch answers Active",
 }
+
+// Mutants returns the bugs that can be asked for, by name, with what they are.
+func Mutants() map[string]string { return maps.Clone(mutants) }
 
 // Known reports whether a mutant of that name can be asked for.
 func Known(mutant string) bool { return mutants[mutant] != "" }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/internal/faults"
 	"github.com/revokd/revokd/revocation"
 )
 
@@ -46,7 +47,10 @@ func (s *Store) Merge(rec *replication.Record, d replication.Dot, now replicatio
 	if err != nil {
 		return replication.Merged{}, err
 	}
-	if direct && s.Trusted != nil && s.Trusted() {
+	if faults.Mutant("local-ttl") {
+		r.ExpiresAt++
+	}
+	if direct && s.Trusted != nil && s.Trusted() && !faults.Mutant("accept-future") {
 		if err := r.Plausible(now.Wall); err != nil {
 			return replication.Merged{}, err
 		}
@@ -164,7 +168,7 @@ func (f *Freshness) Judge(v revocation.Verdict, mono func() time.Duration, all, 
 		return v
 	}
 	age := f.Age(mono(), all)
-	if v.Status == revocation.Active && age > limit && !any {
+	if v.Status == revocation.Active && age > limit && !any && !faults.Mutant("active-stale") {
 		return revocation.Verdict{Cause: revocation.CauseStale, Age: age}
 	}
 	v.Age = age

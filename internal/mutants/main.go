@@ -46,7 +46,7 @@ var suites = map[string]struct {
 	"no-issuer":        {pkg: "./revocation", run: "."},
 	"late-cutoff":      {pkg: "./revocation", run: "."},
 	"accept-expired":   {pkg: "./revocation", run: "."},
-	"accept-future":    {pkg: "./node", run: "."},
+	"accept-future":    {pkg: "./internal/view", run: "."},
 	"active-unready":   {pkg: "./client", run: "."},
 	"active-stale":     {pkg: "./client", run: "."},
 }

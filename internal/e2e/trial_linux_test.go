@@ -491,6 +491,9 @@ func (tr *trial) final(marks []mark) {
 		c := claimsOf("", time.Now().Add(-30*time.Minute))
 		for _, mk := range some {
 			v := e.Check(token(c, mk.ID)).Status
+			for end := time.Now().Add(patience); v == revocation.Unknown && time.Now().Before(end); v = e.Check(token(c, mk.ID)).Status {
+				time.Sleep(50 * time.Millisecond) // a node that it asked did not answer in time, and it waits before it asks again
+			}
 			seen.Final(mk.Revocation, v)
 		}
 	}

@@ -536,3 +536,22 @@ func TestRetryBehindUnblock(t *testing.T) {
 	}
 	wantStatus(t, n, token(t, start.Add(time.Second), ""), revocation.Active)
 }
+
+// Whoever asks is told when the parts of a write ended, in order; what an earlier call has done is not among them.
+func TestWriteTiming(t *testing.T) {
+	n := testNode(t, Config{Clock: clock.System()})
+	r := []revocation.Request{{Match: match(t, "iss=i,jti=1"), ExpiresAt: time.Now().Add(time.Hour).UnixMilli()}}
+	var first, again Timing
+	if _, _, err := n.Write(t.Context(), r, WriteOptions{Timing: &first, IdempotencyKey: "k"}); err != nil {
+		t.Fatal(err)
+	}
+	if !(0 < first.Validated && first.Validated <= first.Durable && first.Durable <= first.Confirmed) {
+		t.Errorf("%+v", first)
+	}
+	if _, _, err := n.Write(t.Context(), r, WriteOptions{Timing: &again, IdempotencyKey: "k"}); err != nil {
+		t.Fatal(err)
+	}
+	if again.Validated != 0 || again.Durable != 0 || again.Confirmed <= 0 {
+		t.Errorf("a repeated call: %+v", again)
+	}
+}

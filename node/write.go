@@ -38,7 +38,21 @@ type WriteOptions struct {
 	Bulk bool
 	// IdempotencyKey: the same key with the same requests answers as the first call did, for ten minutes. Empty: none.
 	IdempotencyKey string
+	// Timing is told how long the parts of the call took; nil: nobody asks.
+	Timing *Timing
 }
+
+// Timing says when the parts of a call of [Node.Write] ended, since its beginning; 0: they did not. A call whose idempotency key is known has only the last one.
+type Timing struct {
+	Validated time.Duration // what is refused has been, the rest has its records
+	Durable   time.Duration // on the disk of this node, or found there
+	Confirmed time.Duration // by as many as were asked for
+
+	mono  func() time.Duration
+	began time.Duration
+}
+
+func (t *Timing) elapsed() time.Duration { return max(1, t.mono()-t.began) }
 
 // Outcome says what a request did.
 type Outcome uint8
@@ -153,8 +167,11 @@ func (n *Node) Write(ctx context.Context, requests []revocation.Request, o Write
 	if n.members != nil && n.members.refuses.Load() {
 		return nil, Receipt{}, fmt.Errorf("%w: it is %s off from the median of the other nodes'", ErrClock, n.ClockOffset())
 	}
+	if t := o.Timing; t != nil {
+		*t = Timing{mono: n.cfg.Clock.Mono, began: n.cfg.Clock.Mono()}
+	}
 	level := n.replica.level(o.Ack)
-	carryOut := func() (written, error) { return n.write(ctx, requests, o.Bulk) }
+	carryOut := func() (written, error) { return n.write(ctx, requests, o) }
 	for try := 0; ; try++ {
 		done, err := n.calls.do(ctx, n.cfg.Clock.Mono(), o.IdempotencyKey, requests, carryOut)
 		if err != nil {
@@ -164,6 +181,9 @@ func (n *Node) Write(ctx context.Context, requests []revocation.Request, o Write
 		receipt, err := n.replica.acknowledged(ctx, done.needs, level, o.AckTimeout)
 		if err != nil {
 			return done.results, receipt, err
+		}
+		if t := o.Timing; t != nil {
+			t.Confirmed = t.elapsed()
 		}
 		lost := n.superseded(done)
 		if len(lost) == 0 {
@@ -179,7 +199,7 @@ func (n *Node) Write(ctx context.Context, requests []revocation.Request, o Write
 			}
 			return results, receipt, nil
 		}
-		carryOut = func() (written, error) { return n.restamp(ctx, requests, done, lost, o.Bulk) }
+		carryOut = func() (written, error) { return n.restamp(ctx, requests, done, lost, o) }
 	}
 }
 
@@ -202,12 +222,12 @@ type blocked struct {
 }
 
 // write is the order of a write, on one screen.
-func (n *Node) write(ctx context.Context, requests []revocation.Request, bulk bool) (written, error) {
+func (n *Node) write(ctx context.Context, requests []revocation.Request, o WriteOptions) (written, error) {
 	reading := n.tick()
 	done := written{results: make([]Result, len(requests)), answered: new(atomic.Bool)}
 	results := done.results
 	w := &writing{node: n}
-	if bulk {
+	if o.Bulk {
 		w.lane = replication.Bulk
 	}
 	for i, r := range requests {
@@ -221,6 +241,9 @@ func (n *Node) write(ctx context.Context, requests []revocation.Request, bulk bo
 			results[i] = w.add(i, plan, reading)
 		}
 	}
+	if t := o.Timing; t != nil {
+		t.Validated = t.elapsed()
+	}
 	if len(w.entries) > 0 {
 		if err := n.commit(ctx, w); err != nil {
 			return written{}, err
@@ -232,18 +255,21 @@ func (n *Node) write(ctx context.Context, requests []revocation.Request, bulk bo
 		}
 		w.covering = append(w.covering, replication.Dot(w.entries[len(w.entries)-1].dot)) // it is the last of its origin
 	}
+	if t := o.Timing; t != nil {
+		t.Durable = t.elapsed()
+	}
 	done.needs, done.blocks = w.covering, w.blocks
 	n.counts.count(results)
 	return done, nil
 }
 
 // restamp writes again what has lost, under later stamps. The others are as they are: another time would move their cutoffs.
-func (n *Node) restamp(ctx context.Context, requests []revocation.Request, done written, lost []blocked, bulk bool) (written, error) {
+func (n *Node) restamp(ctx context.Context, requests []revocation.Request, done written, lost []blocked, o WriteOptions) (written, error) {
 	again := make([]revocation.Request, len(lost))
 	for i, b := range lost {
 		again[i] = requests[b.request]
 	}
-	w, err := n.write(ctx, again, bulk)
+	w, err := n.write(ctx, again, o)
 	if err != nil {
 		return written{}, err
 	}

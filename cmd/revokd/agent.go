@@ -106,6 +106,8 @@ func (c *cli) agentFlags(cmd *cobra.Command) *agentSettings {
 	flags.IntVar(&a.cfg.MaxRecords, "max-records", 0, "most records held; beyond it writes are refused (default 100 million)")
 	flags.Var(&a.memory, "max-memory", "most memory for records, such as 512MiB; beyond it writes are refused (default 8GiB)")
 	flags.DurationVar(&a.cfg.ShutdownDelay, "shutdown-delay", 0, "how long to go on answering, no longer ready, after SIGTERM: as long as a load balancer needs to see it")
+	flags.StringVar(&a.cfg.Trace.Endpoint, "trace-endpoint", "", "URL of a receiver of OTLP over HTTP, to which spans of writes are sent, such as http://127.0.0.1:4318 (default what OTEL_EXPORTER_OTLP_ENDPOINT says; none without it)")
+	flags.StringVar(&a.cfg.Trace.Sample, "trace-sample", "", "fraction of the writes that are traced if their callers do not say (default 0.01, or as OTEL_TRACES_SAMPLER says)")
 	flags.StringVar(&a.cfg.PprofAddr, "pprof-addr", "", "loopback address at which profiles of this process are served to whoever is on this machine (/debug/pprof/); none by default")
 	flags.StringVar(&a.cfg.Audit.Dir, "audit-dir", "", "where the audit lies: who changed what, in lines of JSON (default audit in the data of the node)")
 	flags.BoolVar(&a.cfg.Audit.Values, "audit-values", false, "have the values of claims in the audit, and not only their names and a fingerprint")

@@ -11,7 +11,7 @@ import (
 )
 
 // subsystems are the names under which parts of an agent log.
-var subsystems = []string{"api", "audit", "cluster", "journal", "node", "tls", "token"}
+var subsystems = []string{"api", "audit", "cluster", "journal", "node", "tls", "token", "trace"}
 
 var logLevels = []string{"trace", "debug", "info", "warn", "error"}
 

@@ -26,8 +26,8 @@ func TestLevels(t *testing.T) {
 		{"api=info,api=debug", "error: api: conflict: it is there twice"},
 		{"api=loud", "error: api=loud: must be one of trace, debug, info, warn, error"},
 		{"off", "error: off: must be one of trace, debug, info, warn, error"},
-		{"clutser=debug", "error: clutser: unknown subsystem: did you mean cluster? there are api, audit, cluster, journal, node, tls, token"},
-		{"x=debug", "error: x: unknown subsystem: there are api, audit, cluster, journal, node, tls, token"},
+		{"clutser=debug", "error: clutser: unknown subsystem: did you mean cluster? there are api, audit, cluster, journal, node, tls, token, trace"},
+		{"x=debug", "error: x: unknown subsystem: there are api, audit, cluster, journal, node, tls, token, trace"},
 	} {
 		l := levels{text: "before", least: hclog.Error}
 		if err := l.Set(c.text); err != nil {

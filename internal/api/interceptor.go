@@ -18,6 +18,10 @@ var _ connect.Interceptor = interceptor{}
 func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, r connect.AnyRequest) (answer connect.AnyResponse, err error) {
 		began, procedure := time.Now(), r.Spec().Procedure
+		traced := func(string, string) {}
+		if isAudited(procedure) {
+			ctx, traced = i.server.traced(i.server.remote(ctx, r.Header()), procedure, began)
+		}
 		defer func() {
 			p := recover()
 			cause := err
@@ -27,6 +31,7 @@ func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 					cause = err // a panic
 				}
 				answer, err = i.audit(ctx, r, answer, err, cause)
+				traced(identify(answer, err), codeText(err))
 			}
 			i.count(procedure, err, began)
 		}()
@@ -45,6 +50,9 @@ func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) (err error) {
 		began := time.Now()
+		if conn.Spec().Procedure == streamProcedure {
+			ctx = i.server.remote(ctx, conn.RequestHeader())
+		}
 		defer func() {
 			p := recover()
 			if cause := context.Cause(ctx); err != nil && errors.Is(cause, errNoCredential) {
@@ -108,7 +116,7 @@ func identify(answer connect.AnyResponse, err error) string {
 }
 
 func (i interceptor) count(procedure string, err error, began time.Time) {
-	took, code := time.Since(began), "ok"
+	took, code := time.Since(began), codeOK
 	if err != nil {
 		code = connect.CodeOf(err).String()
 	}

@@ -16,6 +16,7 @@ import (
 	"connectrpc.com/grpchealth"
 	"connectrpc.com/grpcreflect"
 	"github.com/hashicorp/go-hclog"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/internal/audit"
@@ -64,6 +65,8 @@ type Config struct {
 	AuditValues bool
 	// AuditGoOn: when the audit cannot be written, changes go on and the lines are counted as lost. Else they are refused.
 	AuditGoOn bool
+	// Tracer draws spans of writes and of their parts; nil: none.
+	Tracer trace.Tracer
 
 	Limits Limits
 	// Linger is how long Serve goes on accepting after its context has ended, not ready: who sends callers here needs that long to see it. Default 0.

@@ -79,7 +79,7 @@ func (s revocations) blockRequest(ctx context.Context, a revocation.Action, m *r
 
 // write carries out one request.
 func (s revocations) write(ctx context.Context, r revocation.Request, o node.WriteOptions) (*connect.Response[revokdv1.RevokeResponse], error) {
-	results, receipt, err := s.node.Write(ctx, []revocation.Request{r}, o)
+	results, receipt, err := s.carryOut(ctx, []revocation.Request{r}, o)
 	callFrom(ctx).wrote = s.auditor.wrote([]revocation.Request{r}, nil, results, receipt)
 	if err != nil {
 		return nil, withReceipt(err, receipt)
@@ -145,7 +145,7 @@ func (s *Server) writeItems(ctx context.Context, items []*revokdv1.RevokeRequest
 		return results, nil, nil
 	}
 	o.Bulk = o.Bulk || len(requests) > maxUrgent
-	written, receipt, err := s.node.Write(ctx, requests, o)
+	written, receipt, err := s.carryOut(ctx, requests, o)
 	for i, r := range written {
 		results[place[i]] = r
 	}

@@ -178,9 +178,12 @@ func (w *streaming) write(ctx context.Context, items []*revokdv1.RevokeRequest) 
 	o := w.options
 	o.Ack, o.Bulk = node.AckLocal, true
 	w.call.wrote = nil
+	ctx, traced := w.traced(ctx, streamProcedure, time.Now()) // a span for each message: a stream may go on for hours
 	results, receipt, err := w.writeItems(ctx, items, o)
 	unaudited := w.trail(ctx, streamProcedure, w.id, w.call.from).items(ctx, items, w.totals.GetAcknowledged(), w.call.wrote, err)
-	if err = cmp.Or(err, unaudited); err != nil {
+	err = cmp.Or(err, unaudited)
+	traced(w.id, codeText(err))
+	if err != nil {
 		return err
 	}
 	if receipt != nil {

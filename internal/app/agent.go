@@ -63,6 +63,7 @@ type AgentConfig struct {
 	Cluster  ClusterConfig
 	Audit    AuditConfig
 
+	Trace     TraceConfig
 	PprofAddr string // a loopback address where profiles are served; empty: none
 
 	ShutdownDelay time.Duration    // how long the front goes on, not ready, when the agent ends
@@ -127,6 +128,8 @@ func (c *AgentConfig) validate() error {
 		return errors.New("--credentials: conflict: nodes of a cluster know each other by certificates, so give --tls-cert, --tls-key and --tls-ca too")
 	case c.Insecure && (c.Dev || c.TLS.enabled()):
 		return errors.New("--insecure: conflict: it is for a node without TLS that is not for development")
+	case c.Trace.validate() != nil:
+		return c.Trace.validate()
 	case c.ShutdownDelay < 0 || c.ShutdownDelay > maxShutdownDelay:
 		return fmt.Errorf("--shutdown-delay: out of range: 0 to %s", maxShutdownDelay)
 	case c.MaxRecords < 0:
@@ -155,6 +158,7 @@ type agent struct {
 	server   *api.Server
 	listener net.Listener
 	profiles *profiles // nil: none
+	tracing  *tracing  // nil: none
 
 	seeds          []string                   // of gossip, that a dev node was told by who it joins
 	identityAnswer *revokdv1.IdentityResponse // what this dev node tells who joins it
@@ -202,6 +206,10 @@ func Agent(ctx context.Context, cfg AgentConfig) (err error) {
 		}
 		defer a.profiles.listener.Close()
 	}
+	if a.tracing, err = startTracing(ctx, cfg.Trace, cfg.NodeName, cfg.Version, cfg.Logger.Named("trace")); err != nil {
+		return err
+	}
+	defer a.tracing.end(ctx)
 	if err := a.assemble(ctx); err != nil {
 		return err
 	}
@@ -256,7 +264,7 @@ func (a *agent) assemble(ctx context.Context) error {
 	}
 	a.server, err = api.New(api.Config{
 		Audit: a.audit, AuditValues: a.cfg.Audit.Values, AuditGoOn: a.cfg.Audit.OnFailure == auditContinue,
-		Hosts: hosts, Insecure: a.cfg.Insecure, TLS: serverTLS, Credentials: a.known, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger,
+		Hosts: hosts, Insecure: a.cfg.Insecure, TLS: serverTLS, Credentials: a.known, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger, Tracer: a.tracing.tracer(),
 		Identity: a.tellIdentity, OtherKeys: a.otherKeys, Leave: sync.OnceFunc(func() { close(a.left) }),
 	})
 	if err != nil {

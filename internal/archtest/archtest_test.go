@@ -288,7 +288,12 @@ func checkLibraries(files []file, allowed []library) []string {
 			if first, _, _ := strings.Cut(imp, "/"); !strings.Contains(first, ".") || within(imp, modulePath) {
 				continue // the standard library, or this module
 			}
-			i := slices.IndexFunc(allowed, func(l library) bool { return within(imp, l.path) })
+			i := -1
+			for j, l := range allowed { // a module may lie within another
+				if within(imp, l.path) && (i < 0 || len(l.path) > len(allowed[i].path)) {
+					i = j
+				}
+			}
 			if i < 0 {
 				p.add("%s: %s belongs to no library in the table", f.name, imp)
 				continue

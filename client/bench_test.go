@@ -77,7 +77,7 @@ func offline(b *testing.B, mode Mode, n int) (c *Client, heap, mapped int64) {
 		b.Fatal(err)
 	}
 	c.now.Store(now)
-	mono := c.cfg.clock.Mono()
+	mono := c.elapsed.Mono()
 	c.fresh.Store(view.NewFreshness(mono, mono))
 	c.ready.Store(true)
 	heap = heapBytes() - before

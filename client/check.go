@@ -52,7 +52,7 @@ func (c *Client) CheckFresh(claims *revocation.Claims, o CheckOptions) revocatio
 	if !c.ready.Load() {
 		return notReady(v)
 	}
-	return f.Judge(v, c.cfg.clock.Mono, o.Freshness == All, o.Freshness == Any, limit)
+	return f.Judge(v, c.elapsed.Mono, o.Freshness == All, o.Freshness == Any, limit)
 }
 
 // notReady withholds Active from a view that is not complete.
@@ -70,13 +70,13 @@ func (c *Client) checkPart(f *view.Freshness, h *held, claims *revocation.Claims
 		return notReady(v)
 	}
 	if v.Cause != revocation.CauseUnanswered {
-		return f.Judge(v, c.cfg.clock.Mono, o.Freshness == All, o.Freshness == Any, limit)
+		return f.Judge(v, c.elapsed.Mono, o.Freshness == All, o.Freshness == Any, limit)
 	}
 	v, asOf := c.ask(h, claims, o.Freshness == All, limit)
-	v = f.Judge(v, c.cfg.clock.Mono, o.Freshness == All, o.Freshness == Any, limit)
+	v = f.Judge(v, c.elapsed.Mono, o.Freshness == All, o.Freshness == Any, limit)
 	age := view.Oldest
 	if asOf > math.MinInt64 {
-		age = max(0, c.cfg.clock.Mono()-asOf)
+		age = max(0, c.elapsed.Mono()-asOf)
 	}
 	if v.Status == revocation.Active && age > limit && o.Freshness != Any {
 		return revocation.Verdict{Cause: revocation.CauseStale, Age: age}
@@ -171,7 +171,7 @@ type VoterStatus struct {
 func (c *Client) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	mono := c.cfg.clock.Mono()
+	mono := c.elapsed.Mono()
 	f := c.fresh.Load()
 	h := c.held.Load()
 	items, bytes := h.table.Size()

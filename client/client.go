@@ -174,6 +174,8 @@ type Client struct {
 	held        atomic.Pointer[held] // replaced under mu
 	store       *store               // used by core; what it points to is replaced under mu
 
+	elapsed *clock.Elapsed // by it the ages of views are measured, and all that replication times
+
 	key   revocation.Key
 	fresh atomic.Pointer[view.Freshness]
 	now   atomic.Int64 // guarded time, Unix milliseconds
@@ -191,19 +193,20 @@ type Client struct {
 	stop  context.CancelFunc
 	ended sync.WaitGroup
 
-	mu        sync.Mutex // guards what follows
-	core      *replication.Replica
-	stream    *stream // nil: not connected
-	lastPeer  replication.PeerID
-	node      string // address of the node in use
-	connected time.Time
-	sessions  uint64
-	bytesIn   uint64
-	lastError error
-	guarded   int64 // of the node, and when it said so
-	guardedAt time.Duration
-	reached   *sync.Cond // what is held, or the state of the session, has changed
-	closed    bool
+	mu          sync.Mutex // guards what follows
+	core        *replication.Replica
+	stream      *stream // nil: not connected
+	lastPeer    replication.PeerID
+	node        string // address of the node in use
+	connected   time.Time
+	sessions    uint64
+	bytesIn     uint64
+	lastError   error
+	guarded     int64         // of the node, and when it said so
+	guardedAt   time.Duration // by the clock
+	guardedSeen time.Duration // by elapsed
+	reached     *sync.Cond    // what is held, or the state of the session, has changed
+	closed      bool
 }
 
 // Open connects to a node, takes the key and the policy from it and begins to copy. It returns when ctx ends or the
@@ -233,7 +236,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 
 // newClient returns a client that holds nothing and has not started.
 func newClient(cfg Config) *Client {
-	c := &Client{cfg: cfg, log: cfg.Logger.Named("revokd"), http: httpClient(&cfg), asking: make(chan struct{}, maxAsking)}
+	c := &Client{cfg: cfg, elapsed: clock.NewElapsed(cfg.clock), log: cfg.Logger.Named("revokd"), http: httpClient(&cfg), asking: make(chan struct{}, maxAsking)}
 	c.reached = sync.NewCond(&c.mu)
 	c.watch.init()
 	c.fresh.Store(&view.Freshness{})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/internal/api"
+	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/revocation"
@@ -154,5 +156,40 @@ func TestNodeGone(t *testing.T) {
 			t.Fatalf("never fresh again: %+v", c.Status())
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// moved is a clock whose wall hand is moved by hand.
+type moved struct {
+	clock.Clock
+	by atomic.Int64
+}
+
+func (m *moved) Now() time.Time { return m.Clock.Now().Add(time.Duration(m.by.Load())) }
+
+// A replica on a machine that was stopped by its host, so that its monotonic clock stood still, does not take its view for fresh, and forgets nothing by it.
+func TestStoppedMachine(t *testing.T) {
+	s := newServer(t, "127.0.0.1:0")
+	clk := &moved{Clock: clock.System()}
+	c := open(t, Config{Addrs: []string{s.addr}, clock: clk})
+	want(t, c, "t1", revocation.Active)
+	s.stop()
+	want(t, c, "t1", revocation.Active) // within MaxStaleness
+	guarded := c.now.Load()
+	clk.by.Store(int64(31 * time.Second))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // the wall clock is looked at once a millisecond
+		if v := c.Check(claims(t, "t1")); v.Cause == revocation.CauseStale && v.Age > 30*time.Second {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the view never grows old: %+v", c.Status())
+		}
+	}
+	time.Sleep(250 * time.Millisecond) // two ticks: what expires is told the time there
+	if n := c.now.Load() - guarded; n > 10_000 {
+		t.Errorf("%d ms have passed for what expires", n)
+	}
+	if st := c.Status(); st.QuorumAge < 30*time.Second {
+		t.Errorf("the view is %s old", st.QuorumAge)
 	}
 }

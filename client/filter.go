@@ -144,7 +144,7 @@ func (q *question) know(f revocation.Fingerprint, a answer) {
 func (c *Client) ask(h *held, claims *revocation.Claims, all bool, limit time.Duration) (v revocation.Verdict, asOf time.Duration) {
 	c.doubts.Add(1)
 	q := &question{
-		part: h.part, notBefore: c.cfg.clock.Mono() - min(answerAge, limit/2), known: make(map[revocation.Fingerprint]answer),
+		part: h.part, notBefore: c.elapsed.Mono() - min(answerAge, limit/2), known: make(map[revocation.Fingerprint]answer),
 		quorum: math.MaxInt64, all: math.MaxInt64,
 	}
 	for range askRounds {
@@ -246,7 +246,7 @@ func (c *Client) lookup(ctx context.Context, list []revocation.Fingerprint) (map
 	}
 	var errs error
 	for _, addr := range c.addresses(ctx) {
-		sent := c.cfg.clock.Mono()
+		sent := c.elapsed.Mono()
 		callCtx, cancel := context.WithTimeout(ctx, c.cfg.AskTimeout/2) // so that there is time for another one
 		res, err := revokdv1connect.NewReplicationServiceClient(c.http, c.url(addr), connect.WithReadMaxBytes(1<<20)).Lookup(callCtx, connect.NewRequest(req))
 		cancel()

@@ -327,7 +327,7 @@ func TestFilterAnswerAge(t *testing.T) {
 		age    time.Duration // of the node's view; negative: none
 		status revocation.Status
 	}{{0, revocation.Active}, {29 * time.Second, revocation.Active}, {31 * time.Second, revocation.Unknown}, {-1, revocation.Unknown}} {
-		mono := c.cfg.clock.Mono()
+		mono := c.elapsed.Mono()
 		a := answer{holding: revocation.Absent, asked: mono, quorum: mono - tt.age, all: math.MinInt64}
 		if tt.age < 0 {
 			a.quorum = math.MinInt64

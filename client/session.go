@@ -155,7 +155,7 @@ func (c *Client) receive(s *stream, message []byte) error {
 }
 
 func (c *Client) clockNow() replication.Now {
-	return replication.Now{Mono: c.cfg.clock.Mono(), Wall: c.cfg.clock.Now().UnixMilli(), Guarded: c.now.Load()}
+	return replication.Now{Mono: c.elapsed.Mono(), Wall: c.cfg.clock.Now().UnixMilli(), Guarded: c.now.Load()}
 }
 
 // step tells the state machine what has happened; mu is held. The error is why the session must end.
@@ -205,8 +205,9 @@ func (c *Client) tick(ctx context.Context) {
 		_ = c.step(replication.Tick{})
 		mono := c.cfg.clock.Mono()
 		for _, p := range c.core.Peers() {
-			if p.Guarded > 0 && p.GuardedAt > c.guardedAt {
-				c.guarded, c.guardedAt = p.Guarded, p.GuardedAt
+			if p.Guarded > 0 && p.GuardedAt > c.guardedSeen {
+				// From here on by the monotonic clock, whatever the wall clock makes of the time since: records stay longer by a tick.
+				c.guarded, c.guardedSeen, c.guardedAt = p.Guarded, p.GuardedAt, mono
 			}
 		}
 		if c.guarded > 0 {
@@ -215,7 +216,7 @@ func (c *Client) tick(ctx context.Context) {
 		if s := c.stream; s != nil && mono-s.heard > silent {
 			s.cancel()
 		}
-		next := c.core.Deadline() - mono
+		next := c.core.Deadline() - c.elapsed.Mono()
 		c.mu.Unlock()
 		if mono >= sweep {
 			sweep = mono + sweepEvery

@@ -79,7 +79,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// ahead is a clock that can be put forward.
+// ahead is a clock whose monotonic hand can be put forward.
 type ahead struct {
 	clock.Clock
 	by atomic.Int64

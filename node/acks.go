@@ -330,7 +330,7 @@ func (r *replica) describe(s *Status) {
 	s.Replication = r.core.Stats()
 	s.Voters, s.VotersNumber, s.Votes = slices.Clone(r.voters.Names), r.voters.Number&(1<<40-1), r.votes
 	if f := r.n.fresh.Load(); f != nil {
-		now := r.n.cfg.Clock.Mono()
+		now := r.n.elapsed.Mono()
 		s.QuorumAge, s.AllAge = f.Age(now, false), f.Age(now, true)
 	} else {
 		s.QuorumAge, s.AllAge = 0, 0
@@ -352,7 +352,7 @@ func (n *Node) Peers() []Peer {
 	if r.core == nil {
 		return nil
 	}
-	now := n.cfg.Clock.Mono()
+	now := n.elapsed.Mono()
 	since := func(at time.Duration) time.Duration {
 		if at <= 0 {
 			return view.Oldest

@@ -115,7 +115,7 @@ func (n *Node) Lookup(list []revocation.Fingerprint) (records []revocation.Recor
 		return nil, 0, 0, ErrNotReady
 	}
 	if f := n.fresh.Load(); f != nil {
-		now := n.cfg.Clock.Mono()
+		now := n.elapsed.Mono()
 		quorum, all = f.Age(now, false), f.Age(now, true)
 	}
 	now := n.Now()

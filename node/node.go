@@ -162,6 +162,7 @@ type Node struct {
 	replica *replica
 	members *membership // nil on a lone node
 	fresh   atomic.Pointer[view.Freshness]
+	elapsed *clock.Elapsed // by it the ages of views are measured, and all that replication times
 
 	// These belong to the goroutine that commits; Run fills onDisk before there is one.
 	own    [2]origin // by lane
@@ -186,7 +187,7 @@ func New(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: cfg.Logger.Named("node"), table: table, started: cfg.Clock.Mono()}
+	n := &Node{cfg: cfg, log: cfg.Logger.Named("node"), table: table, started: cfg.Clock.Mono(), elapsed: clock.NewElapsed(cfg.Clock)}
 	limits := table.Stats(0)
 	n.maxRecords, n.maxBytes = limits.Limit-cfg.Store.Reserve, limits.BytesLimit/10*9
 	n.calls = newCalls()
@@ -401,7 +402,7 @@ func (n *Node) judge(v revocation.Verdict, f *view.Freshness, o CheckOptions) re
 	if limit == 0 {
 		limit = n.cfg.MaxStaleness
 	}
-	return f.Judge(v, n.cfg.Clock.Mono, o.Freshness == FreshnessAll, o.Freshness == FreshnessAny, limit)
+	return f.Judge(v, n.elapsed.Mono, o.Freshness == FreshnessAll, o.Freshness == FreshnessAny, limit)
 }
 
 // Status describes a node.

@@ -105,7 +105,7 @@ func random() uint64 {
 }
 
 func (r *replica) now() replication.Now {
-	return replication.Now{Mono: r.n.cfg.Clock.Mono(), Wall: r.n.cfg.Clock.Now().UnixMilli(), Guarded: r.n.Now()}
+	return replication.Now{Mono: r.n.elapsed.Mono(), Wall: r.n.cfg.Clock.Now().UnixMilli(), Guarded: r.n.Now()}
 }
 
 // step tells the state machine what has happened and carries out its answer.
@@ -201,7 +201,7 @@ func (r *replica) run(ctx context.Context) error {
 		}
 		r.mu.Lock()
 		r.armed = r.core.Deadline()
-		next := r.armed - r.n.cfg.Clock.Mono()
+		next := r.armed - r.n.elapsed.Mono()
 		r.mu.Unlock()
 		t.Reset(max(next, time.Millisecond))
 	}

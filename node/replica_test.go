@@ -211,6 +211,41 @@ func TestMinority(t *testing.T) {
 	m.until("a's view is fresh", func() bool { return m.nodes["a"].CheckFresh(claimsAt(t, now, "j1"), fresh).Status == revocation.Active })
 }
 
+// movedClock is a clock whose wall hand is moved by hand.
+type movedClock struct {
+	clock.Clock
+	by atomic.Int64
+}
+
+func (c *movedClock) Now() time.Time { return c.Clock.Now().Add(time.Duration(c.by.Load())) }
+
+// A machine that was stopped by its host, so that its monotonic clock stood still, does not take its view for fresh.
+func TestStoppedMachine(t *testing.T) {
+	clk := &movedClock{Clock: clock.System()}
+	m := newMesh(t, Config{Durability: DurabilityMemory, Key: revocation.Key{1}, ProbeEvery: 20 * time.Millisecond, Clock: clk}, "a", "b", "c")
+	m.ready()
+	now := time.Now()
+	c := claimsAt(t, now, "x")
+	a := m.nodes["a"]
+	if v := a.Check(c); v.Status != revocation.Active {
+		t.Fatalf("%+v", v)
+	}
+	m.links["ab"]()
+	m.links["ac"]()
+	m.until("a is alone", func() bool { return !a.replica.connected("b") && !a.replica.connected("c") })
+	if v := a.Check(c); v.Status != revocation.Active {
+		t.Fatalf("within MaxStaleness: %+v", v)
+	}
+	guarded := a.Now()
+	clk.by.Store(int64(31 * time.Second))
+	m.until("a's view is old", func() bool { v := a.Check(c); return v.Cause == revocation.CauseStale && v.Age > 30*time.Second })
+	if s := a.Status(); s.QuorumAge < 30*time.Second || a.Now()-guarded > 10_000 {
+		t.Errorf("the view is %s old, and %d ms have passed for what expires", s.QuorumAge, a.Now()-guarded)
+	}
+	m.link("a", "b")
+	m.until("a's view is fresh", func() bool { return a.Check(c).Status == revocation.Active })
+}
+
 // Cutoffs that were moved on several nodes at once join to content that nobody wrote; it gets a name and is the same everywhere.
 func TestJoinedContent(t *testing.T) {
 	m := newMesh(t, Config{Durability: DurabilityMemory, Key: revocation.Key{1}}, "a", "b", "c")

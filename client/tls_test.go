@@ -175,3 +175,33 @@ func TestLoadTLS(t *testing.T) {
 		}
 	}
 }
+
+// A call that would deny everything does so only if the caller, told what that is, agrees.
+func TestConfirm(t *testing.T) {
+	s := newServer(t, "127.0.0.1:0")
+	c := open(t, Config{Addrs: []string{s.addr}})
+	if _, err := c.Revoke(t.Context(), Match{}); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("without a word: %v", err)
+	}
+	var asked []Confirmation
+	answer := false
+	ask := Confirm(func(c Confirmation) bool { asked = append(asked, c); return answer })
+	if _, err := c.Block(t.Context(), Match{"iss": "i"}, ask); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("against the caller's will: %v", err)
+	}
+	if s.node.Status().Table.Items != 0 {
+		t.Error("something was written")
+	}
+	answer = true
+	for _, call := range []func() (Receipt, error){
+		func() (Receipt, error) { return c.Revoke(t.Context(), Match{}, ask) },
+		func() (Receipt, error) { return c.Block(t.Context(), Match{"iss": "i"}, ask) },
+	} {
+		if r, err := call(); err != nil || r.Outcome != "revoked" {
+			t.Errorf("%v, %v", r, err)
+		}
+	}
+	if len(asked) != 3 || asked[0].Effect != "every token of the issuer, old or new, until it is unblocked" || asked[2].Held != 1 {
+		t.Errorf("%+v", asked)
+	}
+}

@@ -44,6 +44,7 @@ type write struct {
 	issuedBefore time.Time
 	expiresAt    time.Time
 	key          string
+	confirm      func(Confirmation) bool
 }
 
 // Reason states why: one of the reasons of package revocation, such as "logout".
@@ -65,6 +66,31 @@ func ExpiresAt(t time.Time) Option { return func(w *write) { w.expiresAt = t } }
 
 // IdempotencyKey makes calls with the same key, within ten minutes and to the same node, one call. Each call has a random one otherwise, which its own retries keep.
 func IdempotencyKey(key string) Option { return func(w *write) { w.key = key } }
+
+// Confirm allows a call to deny every token, or every token of an issuer: the node first says what that is, and it is done if ask returns true. Without it such a
+// call fails with the code FailedPrecondition.
+func Confirm(ask func(Confirmation) bool) Option { return func(w *write) { w.confirm = ask } }
+
+// Confirmation says what a call would deny that is about to deny a lot.
+type Confirmation struct {
+	Effect  string   // in words
+	Issuers []string // whose tokens it would concern, as far as the node knows them
+	Held    int      // revocations that the node holds now, of all kinds
+}
+
+// confirmed repeats a call with the code of the node if that wants it confirmed and the caller does.
+func (w *write) confirmed(o *revokdv1.WriteOptions, call func() (Receipt, error)) (Receipt, error) {
+	r, err := call()
+	if w.confirm == nil {
+		return r, err
+	}
+	asked, ok := detailIn[*revokdv1.Confirmation](err)
+	if !ok || !w.confirm(Confirmation{Effect: asked.GetEffect(), Issuers: asked.GetIssuers(), Held: int(asked.GetLiveRecords())}) {
+		return r, err
+	}
+	o.Confirmation = asked.GetCode()
+	return call()
+}
 
 // Receipt says what a write has done and who holds it.
 type Receipt struct {
@@ -136,8 +162,10 @@ func (c *Client) Block(ctx context.Context, m Match, o ...Option) (Receipt, erro
 		return Receipt{}, err
 	}
 	req := &revokdv1.BlockRequest{Match: match, Reason: reason, Comment: w.comment, Options: opts, ExpiresAt: stamp(w.expiresAt)}
-	return c.do(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient, _ int) (*connect.Response[revokdv1.RevokeResponse], error) {
-		return s.Block(ctx, connect.NewRequest(req))
+	return w.confirmed(opts, func() (Receipt, error) {
+		return c.do(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient, _ int) (*connect.Response[revokdv1.RevokeResponse], error) {
+			return s.Block(ctx, connect.NewRequest(req))
+		})
 	})
 }
 
@@ -165,11 +193,13 @@ func (c *Client) revoke(ctx context.Context, req *revokdv1.RevokeRequest, o []Op
 	req.Reason, req.Comment, req.Options = reason, w.comment, opts
 	req.IssuedBefore, req.ExpiresAt = stamp(w.issuedBefore), stamp(w.expiresAt)
 	at := c.writeTime()
-	return c.do(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient, attempt int) (*connect.Response[revokdv1.RevokeResponse], error) {
-		if attempt > 0 {
-			return s.Revoke(ctx, connect.NewRequest(c.fixCutoff(req, at)))
-		}
-		return s.Revoke(ctx, connect.NewRequest(req))
+	return w.confirmed(opts, func() (Receipt, error) {
+		return c.do(ctx, func(ctx context.Context, s revokdv1connect.RevocationServiceClient, attempt int) (*connect.Response[revokdv1.RevokeResponse], error) {
+			if attempt > 0 {
+				return s.Revoke(ctx, connect.NewRequest(c.fixCutoff(req, at)))
+			}
+			return s.Revoke(ctx, connect.NewRequest(req))
+		})
 	})
 }
 
@@ -337,19 +367,28 @@ func receiptOf(m *revokdv1.Receipt) Receipt {
 
 // receiptIn returns the receipt that goes with the error of a write that was not confirmed widely enough.
 func receiptIn(err error) (Receipt, bool) {
+	m, ok := detailIn[*revokdv1.Receipt](err)
+	if !ok {
+		return Receipt{}, false
+	}
+	r := receiptOf(m)
+	r.Outcome = "revoked"
+	return r, true
+}
+
+// detailIn returns the first detail of a type that a node has sent with an error.
+func detailIn[T proto.Message](err error) (found T, ok bool) {
 	var coded *connect.Error
 	if errors.As(err, &coded) {
 		for _, d := range coded.Details() {
 			if v, err := d.Value(); err == nil {
-				if m, ok := v.(*revokdv1.Receipt); ok {
-					r := receiptOf(m)
-					r.Outcome = "revoked"
-					return r, true
+				if found, ok = v.(T); ok {
+					return found, true
 				}
 			}
 		}
 	}
-	return Receipt{}, false
+	return found, false
 }
 
 func outcomeOf(o revokdv1.Outcome) string {

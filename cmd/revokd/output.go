@@ -106,6 +106,9 @@ func (c *cli) printError(err error) {
 		if receipt != nil {
 			fmt.Fprintf(c.stderr, "receipt: %s\n", receiptText(receipt))
 		}
+		if open, ok := errors.AsType[*unasked](err); ok {
+			fmt.Fprintf(c.stderr, "%s To do it, repeat the command with --confirm %s\n", confirmText(open.asked), open.asked.GetCode())
+		}
 		if short != nil {
 			fmt.Fprintf(c.stderr, "To wait for the others again, repeat the command with --idempotency-key %s.\n", short.key)
 		}
@@ -122,7 +125,14 @@ func (c *cli) printError(err error) {
 			// Of a write that is durable on the node, but that fewer nodes have confirmed than was asked for.
 			Receipt        json.RawMessage `json:"receipt,omitempty"`
 			IdempotencyKey string          `json:"idempotencyKey,omitempty"`
+
+			Confirmation json.RawMessage `json:"confirmation,omitempty"` // of a global deny that nobody has confirmed yet
 		} `json:"error"`
+	}
+	if open, ok := errors.AsType[*unasked](err); ok {
+		if b, err := compactJSON(open.asked); err == nil {
+			out.Error.Confirmation = b
+		}
 	}
 	if receipt != nil {
 		if b, err := compactJSON(receipt); err == nil {

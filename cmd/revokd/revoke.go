@@ -1,17 +1,20 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -36,6 +39,7 @@ type writeFlags struct {
 	ackTimeout  duration
 	comment     string
 	key         string
+	confirm     string
 }
 
 func (f *writeFlags) add(cmd *cobra.Command) {
@@ -45,6 +49,7 @@ func (f *writeFlags) add(cmd *cobra.Command) {
 	choiceFlag(cmd, &f.ack, "ack", "who must hold it durably before the command returns: the node, a majority of the voters, all voters (default quorum with three voters or more)")
 	cmd.Flags().Var(&f.ackTimeout, "ack-timeout", "how long the node waits for them, at most 30s; then the command fails and says who has confirmed; nothing is rolled back (default 5s)")
 	cmd.Flags().StringVar(&f.comment, "comment", "", "free text for the audit log of the node, at most 256 bytes")
+	cmd.Flags().StringVar(&f.confirm, "confirm", "", "the code that the command was answered with, to deny every token, or every token of an issuer, after all")
 	cmd.Flags().StringVar(&f.key, "idempotency-key", "", "repeat the call with this key: it answers as the first did; --ttl and other times from now would make it another call (default: a new one)")
 }
 
@@ -59,7 +64,7 @@ func (f *writeFlags) options() *revokdv1.WriteOptions {
 	}
 	o := &revokdv1.WriteOptions{
 		Ack:            revokdv1.AckLevel(revokdv1.AckLevel_value["ACK_LEVEL_"+strings.ToUpper(f.ack.value)]),
-		IdempotencyKey: f.key,
+		IdempotencyKey: f.key, Confirmation: f.confirm,
 	}
 	if f.ackTimeout.set {
 		o.AckTimeout = durationpb.New(f.ackTimeout.d)
@@ -129,6 +134,8 @@ func (c *cli) revokeCommand() *cobra.Command {
 
 A match that names a token, a session or a key denies it for good. Anything wider denies what was issued before
 now, or before --issued-before, or with an integer claim --below a value; later logins are accepted.
+What denies every token, or every token of an issuer, is asked about first: at a terminal the command waits for "yes"; elsewhere it ends with exit code 1 and a
+code, and does it when it is repeated with --confirm CODE, within two minutes, to the same node.
 When the command returns, the revocation has the durability that it prints. In a cluster it also says which nodes hold it. If those are fewer
 than --ack asks for, the command ends with exit code 1 and says who has confirmed: the revocation is durable on the node that was asked, is
 enforced there, and reaches the others as soon as they can be reached.`,
@@ -147,7 +154,8 @@ enforced there, and reaches the others as soon as they can be reached.`,
   revokd revoke --issuer https://id.example --client web --reason client-disabled
   revokd revoke --issuer https://id.example --kid k1 --reason key-compromised
   revokd revoke --match tenant_id=acme,admin:=true
-  revokd revoke --everything
+  revokd revoke --everything                      # asks, or answers with a code
+  revokd revoke --everything --confirm CODE
 
   # in a cluster: return when every voter holds it, or say who does not
   revokd revoke --token "$T" --ack all --ack-timeout 2s
@@ -170,7 +178,7 @@ enforced there, and reaches the others as soon as they can be reached.`,
 			if err != nil {
 				return err
 			}
-			return sendWrite(cmd.Context(), c, svc.Revoke, req, req.Options.IdempotencyKey)
+			return sendWrite(cmd.Context(), c, svc.Revoke, req, req.Options)
 		},
 	}
 	cmd.Flags().StringVar(&f.token, "token", "", "a signed token, which the node verifies; @file reads it from a file, - from stdin")
@@ -267,8 +275,16 @@ func (f *revokeFlags) keep(c *cli, cmd *cobra.Command) (*revokdv1.Keep, error) {
 }
 
 // sendWrite sends a write and prints its answer. When nobody can know whether it happened, the error says how to repeat it.
-func sendWrite[Req any](ctx context.Context, c *cli, m method[Req, revokdv1.RevokeResponse], req *Req, key string) error {
+// What would deny everything, it sends again if a person who reads what that is agrees.
+func sendWrite[Req any](ctx context.Context, c *cli, m method[Req, revokdv1.RevokeResponse], req *Req, o *revokdv1.WriteOptions) error {
+	key := o.GetIdempotencyKey()
 	res, err := call(ctx, c, m, req)
+	if asked, ok := detailOf[*revokdv1.Confirmation](err); ok {
+		if err = c.agree(asked, err); err == nil {
+			o.Confirmation = asked.GetCode()
+			res, err = call(ctx, c, m, req)
+		}
+	}
 	if err != nil {
 		var lost *lostAnswer
 		if errors.As(err, &lost) {
@@ -281,6 +297,36 @@ func sendWrite[Req any](ctx context.Context, c *cli, m method[Req, revokdv1.Revo
 	}
 	return c.print(res, func(w io.Writer) { writeText(w, res) })
 }
+
+// agree asks the person at the terminal whether a global deny is meant, and returns an error with the code if there is nobody.
+func (c *cli) agree(asked *revokdv1.Confirmation, err error) error {
+	in, ok := c.stdin.(*os.File)
+	if !ok || !isatty.IsTerminal(in.Fd()) || c.output == "json" {
+		return &unasked{err, asked}
+	}
+	fmt.Fprintf(c.stderr, "%s\nType yes to do it: ", confirmText(asked))
+	line, readErr := bufio.NewReader(io.LimitReader(in, 64)).ReadString('\n')
+	if readErr != nil || strings.TrimSpace(line) != "yes" {
+		return errors.New("nothing was done")
+	}
+	return nil
+}
+
+func confirmText(asked *revokdv1.Confirmation) string {
+	whose := ""
+	if len(asked.GetIssuers()) > 0 {
+		whose = " (" + strings.Join(asked.GetIssuers(), ", ") + ")"
+	}
+	return fmt.Sprintf("This denies %s%s. %d revocations are held now.", asked.GetEffect(), whose, asked.GetLiveRecords())
+}
+
+// unasked is a global deny that nobody has confirmed yet.
+type unasked struct {
+	error
+	asked *revokdv1.Confirmation
+}
+
+func (e *unasked) Unwrap() error { return e.error }
 
 // unconfirmed is a write that is durable on the node, but that fewer nodes than asked for have confirmed. With the key of the call it can be
 // waited for again.
@@ -320,7 +366,7 @@ application that must not come back. A block ends at its deadline, by default th
 				return err
 			}
 			req := &revokdv1.BlockRequest{Match: m, ExpiresAt: until, Reason: write.reasonValue(), Comment: write.comment, Options: write.options()}
-			return sendWrite(cmd.Context(), c, svc.Block, req, write.key)
+			return sendWrite(cmd.Context(), c, svc.Block, req, req.Options)
 		},
 	}
 	match.add(cmd)
@@ -353,7 +399,7 @@ lifted; where a token was revoked, issue a new one.`,
 				return err
 			}
 			req := &revokdv1.UnblockRequest{Match: m, Reason: write.reasonValue(), Comment: write.comment, Options: write.options()}
-			return sendWrite(cmd.Context(), c, svc.Unblock, req, write.key)
+			return sendWrite(cmd.Context(), c, svc.Unblock, req, req.Options)
 		},
 	}
 	match.add(cmd)

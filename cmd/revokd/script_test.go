@@ -42,6 +42,7 @@ const patience = 20 * time.Second
 //	ended                   waits until the agent has ended by itself, with exit code 0
 //	log regexp...           the agent's log has it (or not, with !)
 //	exits N program [args]  runs a program and expects that exit code
+//	confirm [flags]         revokes what has to be confirmed
 //	token NAME [flags]      sets a variable to a token of revokd dev token
 //	login NAME [flags]      the same, again and again until the token is active: a user who logs in anew
 //	claim NAME token name   sets a variable to a member of the token's header or payload
@@ -64,7 +65,7 @@ func TestScript(t *testing.T) {
 			return os.Mkdir(home, 0o700)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"agent": cmdAgent, "terminate": cmdTerminate, "hangup": cmdHangup, "crash": cmdCrash, "ended": cmdEnded, "log": cmdLog, "exits": cmdExits, "token": cmdToken, "login": cmdLogin,
+			"agent": cmdAgent, "terminate": cmdTerminate, "hangup": cmdHangup, "confirm": cmdConfirm, "crash": cmdCrash, "ended": cmdEnded, "log": cmdLog, "exits": cmdExits, "token": cmdToken, "login": cmdLogin,
 			"claim": cmdClaim, "active": cmdVerdict(exitOK), "revoked": cmdVerdict(exitRevoked), "unknown": cmdVerdict(exitUnknown),
 			"http": cmdHTTP, "write": cmdWrite, "listen": cmdListen, "damage": cmdDamage,
 		},
@@ -308,4 +309,17 @@ func cmdDamage(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	b[frames[n]+header] ^= 1
 	ts.Check(os.WriteFile(names[0], b, 0o600))
+}
+
+// cmdConfirm is a revoke that is asked about: the second call has the code that the first one was answered with.
+func cmdConfirm(ts *testscript.TestScript, _ bool, args []string) {
+	args = append([]string{"revoke"}, args...)
+	if err := ts.Exec("revokd", args...); err == nil {
+		ts.Fatalf("nothing was asked")
+	}
+	_, code, ok := strings.Cut(ts.ReadFile("stderr"), "--confirm ")
+	if !ok {
+		ts.Fatalf("no code in %s", ts.ReadFile("stderr"))
+	}
+	ts.Check(ts.Exec("revokd", append(args, "--confirm", strings.TrimSpace(code))...))
 }

@@ -235,6 +235,7 @@ type reply struct {
 	code    string        // ok, or the Connect code
 	text    string        // of the error
 	detail  *revokdv1.ErrorDetail
+	confirm string // the code of a confirmation
 	retry   string
 	request string // id, from post
 }
@@ -310,6 +311,13 @@ func (f *fixture) readJSON(method string, res *http.Response, b []byte) reply {
 		if err := protojson.Unmarshal(e.Details[0].Debug, r.detail); err != nil {
 			f.Fatal(err)
 		}
+	}
+	if r.detail.GetKind() == "confirm" && len(e.Details) > 1 {
+		var c revokdv1.Confirmation
+		if err := protojson.Unmarshal(e.Details[1].Debug, &c); err != nil {
+			f.Fatal(err)
+		}
+		r.with(&c)
 	}
 	return r
 }
@@ -391,7 +399,7 @@ func (f *fixture) connectError(err error) reply {
 		r.text, r.retry = coded.Message(), coded.Meta().Get("Retry-After")
 		for _, d := range coded.Details() {
 			if v, err := d.Value(); err == nil {
-				r.detail = v.(*revokdv1.ErrorDetail)
+				r.with(v)
 			}
 		}
 	}
@@ -416,11 +424,23 @@ func (f *fixture) grpcError(st *status.Status) reply {
 	f.clean("an error", st.String())
 	r := reply{code: connect.Code(st.GetCode()).String(), text: st.GetMessage(), detail: new(revokdv1.ErrorDetail)}
 	for _, d := range st.GetDetails() {
-		if err := d.UnmarshalTo(r.detail); err != nil {
+		v, err := d.UnmarshalNew()
+		if err != nil {
 			f.Fatal(err)
 		}
+		r.with(v)
 	}
 	return r
+}
+
+// with takes a detail of an error.
+func (r *reply) with(m proto.Message) {
+	switch m := m.(type) {
+	case *revokdv1.ErrorDetail:
+		r.detail = m
+	case *revokdv1.Confirmation:
+		r.confirm = m.GetCode()
+	}
 }
 
 // field returns a field of the reply by its path in JSON, such as rule.kind; "" if it is not there.

@@ -150,6 +150,7 @@ type Server struct {
 	credentials atomic.Pointer[credentials.Set]
 	lasting     lastingCalls
 	failures    rates[string] // of credentials, by address
+	confirms    confirmations
 
 	streams  chan struct{} // a place for each RevokeStream
 	backups  chan struct{} // a place for one backup

@@ -34,6 +34,9 @@ func (s revocations) Revoke(ctx context.Context, c *connect.Request[revokdv1.Rev
 	if err != nil {
 		return nil, err
 	}
+	if err := s.confirm(ctx, c.Spec().Procedure, c.Msg, &r); err != nil {
+		return nil, err
+	}
 	return s.write(ctx, r, o)
 }
 
@@ -48,6 +51,9 @@ func (s revocations) Block(ctx context.Context, c *connect.Request[revokdv1.Bloc
 		return nil, err
 	}
 	if r.ExpiresAt, err = millis("expires_at", m.GetExpiresAt()); err != nil {
+		return nil, err
+	}
+	if err := s.confirm(ctx, c.Spec().Procedure, m, &r); err != nil {
 		return nil, err
 	}
 	return s.write(ctx, r, o)
@@ -118,7 +124,7 @@ func (s revocations) RevokeBatch(ctx context.Context, c *connect.Request[revokdv
 // withReceipt adds the receipt to the error of a write that is durable, but not as widely as was asked for.
 func withReceipt(err error, r node.Receipt) error {
 	if errors.Is(err, node.ErrAck) {
-		return &notConfirmed{receiptAnswer(r), err}
+		return &withDetail{receiptAnswer(r), err}
 	}
 	return err
 }
@@ -131,6 +137,9 @@ func (s *Server) writeItems(ctx context.Context, items []*revokdv1.RevokeRequest
 	place := make([]int, 0, len(items))
 	for i, item := range items {
 		r, err := s.revokeRequest(ctx, item)
+		if err == nil && wide(r.Match) {
+			err = errManyWide
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, nil, ctx.Err()

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/cluster/replication"
@@ -39,6 +40,9 @@ var (
 	errNoCredential = errors.New("no credential")
 	errPlaintext    = errors.New("a token without TLS")
 	errFailures     = errors.New("too many tokens that are not ours")
+	errConfirm      = errors.New("to be confirmed")
+	errConfirms     = errors.New("too many confirmations are waited for")
+	errManyWide     = errors.New("a global deny among others")
 	errGrant        = errors.New("the caller is limited to other matches")
 	errAudit        = errors.New("the audit cannot be written")
 	errUnaudited    = errors.New("the call could not be recorded")
@@ -119,6 +123,9 @@ var outcomes = []struct {
 	{errPlaintext, outcome{code: connect.CodePermissionDenied, kind: "plaintext", field: "authorization", limit: "over TLS only, or from a loopback address", message: "a bearer token was sent where others could read it: replace it"}},
 	{errFailures, outcome{code: connect.CodeResourceExhausted, kind: "rate", field: "authorization", limit: "10 tokens a minute that are not in force, from one address", message: "too many attempts with tokens that are not in force", retry: 6}},
 	{errGrant, outcome{code: connect.CodePermissionDenied, kind: "grant", field: "match", limit: "the claims and values that the caller is granted", message: "the caller is limited to certain issuers or tenants, and the match must name one of them"}},
+	{errConfirm, outcome{code: connect.CodeFailedPrecondition, kind: "confirm", field: "options.confirmation", limit: "the code of the Confirmation in the details, within 2 minutes, once", message: "nothing was done: this would deny every token there is, or of an issuer; the same request with the code does it"}},
+	{errManyWide, outcome{code: connect.CodeInvalidArgument, kind: "confirm", field: "match", limit: "in a call of its own", message: "what denies every token, or every token of an issuer, has to be confirmed, which many at once cannot be"}},
+	{errConfirms, outcome{code: connect.CodeResourceExhausted, kind: "busy", field: "options.confirmation", limit: "64 at once", message: "too many confirmations are waited for", retry: 30}},
 	{errRole, outcome{code: connect.CodePermissionDenied, kind: "not_allowed", field: "certificate", message: "the caller's role may not do this"}},
 	{errAnyIssuer, outcome{code: connect.CodePermissionDenied, kind: "not_allowed", field: "match.iss", limit: "an issuer", message: "a match without iss concerns every issuer and is not allowed here"}},
 	{errKeepDenied, outcome{code: connect.CodeFailedPrecondition, kind: "conflict", field: "keep", limit: "what is kept must be active", message: "what is to be kept is revoked, or cannot be judged"}},
@@ -145,14 +152,15 @@ var outcomes = []struct {
 // internal is the outcome of everything that is not in the table.
 var internal = outcome{code: connect.CodeInternal, kind: "internal", message: "internal error"}
 
-// notConfirmed is a write that fewer nodes than asked for have confirmed in time: its receipt goes with the error.
-type notConfirmed struct {
-	receipt *revokdv1.Receipt
-	err     error
+// withDetail is an error with which something goes to the caller: the receipt of a write that fewer nodes than asked for have confirmed in time, or a
+// confirmation.
+type withDetail struct {
+	detail proto.Message
+	err    error
 }
 
-func (e *notConfirmed) Error() string { return e.err.Error() }
-func (e *notConfirmed) Unwrap() error { return e.err }
+func (e *withDetail) Error() string { return e.err.Error() }
+func (e *withDetail) Unwrap() error { return e.err }
 
 // inField says in which field of the request an error arose.
 type inField struct {
@@ -207,8 +215,8 @@ func (s *Server) refusal(err error, method string) *connect.Error {
 	if detail, err := connect.NewErrorDetail(detailOf(o, valueKind)); err == nil {
 		coded.AddDetail(detail)
 	}
-	if short, ok := errors.AsType[*notConfirmed](err); ok {
-		if detail, err := connect.NewErrorDetail(short.receipt); err == nil {
+	if more, ok := errors.AsType[*withDetail](err); ok {
+		if detail, err := connect.NewErrorDetail(more.detail); err == nil {
 			coded.AddDetail(detail)
 		}
 	}

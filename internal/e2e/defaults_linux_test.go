@@ -96,7 +96,9 @@ func TestDefaultsListenOnLoopback(t *testing.T) {
 		"a cluster": func(n *node) []string {
 			return append(n.plain(t), "--api-addr", "127.0.0.1:0", "--gossip-addr", "127.0.0.1:0", "--bootstrap-expect", "1")
 		},
-		"profiles": func(*node) []string { return []string{"--dev", "--api-addr", "127.0.0.1:0", "--pprof-addr", "127.0.0.1:0"} },
+		"profiles": func(*node) []string {
+			return []string{"--dev", "--api-addr", "127.0.0.1:0", "--pprof-addr", "127.0.0.1:0"}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, "")

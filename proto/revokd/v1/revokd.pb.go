@@ -869,8 +869,10 @@ type WriteOptions struct {
 	// Fixed by the caller once per logical call, at most 64 bytes: a retry with the same key
 	// within ten minutes answers as the first call did and moves no cutoff.
 	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Of the Confirmation that the node has answered the same request with: see there.
+	Confirmation  string `protobuf:"bytes,5,opt,name=confirmation,proto3" json:"confirmation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WriteOptions) Reset() {
@@ -924,6 +926,100 @@ func (x *WriteOptions) GetIdempotencyKey() string {
 	return ""
 }
 
+func (x *WriteOptions) GetConfirmation() string {
+	if x != nil {
+		return x.Confirmation
+	}
+	return ""
+}
+
+// Confirmation goes with the error, of kind confirm, of a request to deny or block every token, or every token of an
+// issuer: nothing has been done. The same request of the same caller with its code, to the same node, does it. A code is
+// good for one request, and its retries with the same idempotency key.
+type Confirmation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`        // of the code
+	Effect        string                 `protobuf:"bytes,3,opt,name=effect,proto3" json:"effect,omitempty"`                               // what would be denied, in words
+	Issuers       []string               `protobuf:"bytes,4,rep,name=issuers,proto3" json:"issuers,omitempty"`                             // whose tokens it would concern, as far as they are configured on the node
+	LiveRecords   int64                  `protobuf:"varint,5,opt,name=live_records,json=liveRecords,proto3" json:"live_records,omitempty"` // revocations held now, of all kinds
+	LiveShapes    int32                  `protobuf:"varint,6,opt,name=live_shapes,json=liveShapes,proto3" json:"live_shapes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Confirmation) Reset() {
+	*x = Confirmation{}
+	mi := &file_revokd_v1_revokd_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Confirmation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Confirmation) ProtoMessage() {}
+
+func (x *Confirmation) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_revokd_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Confirmation.ProtoReflect.Descriptor instead.
+func (*Confirmation) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Confirmation) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Confirmation) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Confirmation) GetEffect() string {
+	if x != nil {
+		return x.Effect
+	}
+	return ""
+}
+
+func (x *Confirmation) GetIssuers() []string {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+func (x *Confirmation) GetLiveRecords() int64 {
+	if x != nil {
+		return x.LiveRecords
+	}
+	return 0
+}
+
+func (x *Confirmation) GetLiveShapes() int32 {
+	if x != nil {
+		return x.LiveShapes
+	}
+	return 0
+}
+
 type RevokeResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Outcome Outcome                `protobuf:"varint,1,opt,name=outcome,proto3,enum=revokd.v1.Outcome" json:"outcome,omitempty"`
@@ -937,7 +1033,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[5]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1045,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[5]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1058,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{5}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RevokeResponse) GetOutcome() Outcome {
@@ -1007,7 +1103,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[6]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1115,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[6]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1128,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{6}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Receipt) GetDurability() Durability {
@@ -1081,7 +1177,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1189,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1202,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{7}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Position) GetOrigin() uint64 {
@@ -1136,7 +1232,7 @@ type BlockRequest struct {
 
 func (x *BlockRequest) Reset() {
 	*x = BlockRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1244,7 @@ func (x *BlockRequest) String() string {
 func (*BlockRequest) ProtoMessage() {}
 
 func (x *BlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1257,7 @@ func (x *BlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockRequest.ProtoReflect.Descriptor instead.
 func (*BlockRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{8}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BlockRequest) GetMatch() *Match {
@@ -1211,7 +1307,7 @@ type UnblockRequest struct {
 
 func (x *UnblockRequest) Reset() {
 	*x = UnblockRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1319,7 @@ func (x *UnblockRequest) String() string {
 func (*UnblockRequest) ProtoMessage() {}
 
 func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1332,7 @@ func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockRequest.ProtoReflect.Descriptor instead.
 func (*UnblockRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{9}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UnblockRequest) GetMatch() *Match {
@@ -1277,7 +1373,7 @@ type RevokeBatchRequest struct {
 
 func (x *RevokeBatchRequest) Reset() {
 	*x = RevokeBatchRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1385,7 @@ func (x *RevokeBatchRequest) String() string {
 func (*RevokeBatchRequest) ProtoMessage() {}
 
 func (x *RevokeBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1398,7 @@ func (x *RevokeBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBatchRequest.ProtoReflect.Descriptor instead.
 func (*RevokeBatchRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{10}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RevokeBatchRequest) GetItems() []*RevokeRequest {
@@ -1329,7 +1425,7 @@ type RevokeBatchResponse struct {
 
 func (x *RevokeBatchResponse) Reset() {
 	*x = RevokeBatchResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1437,7 @@ func (x *RevokeBatchResponse) String() string {
 func (*RevokeBatchResponse) ProtoMessage() {}
 
 func (x *RevokeBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1450,7 @@ func (x *RevokeBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBatchResponse.ProtoReflect.Descriptor instead.
 func (*RevokeBatchResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{11}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RevokeBatchResponse) GetResults() []*RevokeResult {
@@ -1381,7 +1477,7 @@ type RevokeResult struct {
 
 func (x *RevokeResult) Reset() {
 	*x = RevokeResult{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1489,7 @@ func (x *RevokeResult) String() string {
 func (*RevokeResult) ProtoMessage() {}
 
 func (x *RevokeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1502,7 @@ func (x *RevokeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResult.ProtoReflect.Descriptor instead.
 func (*RevokeResult) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{12}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RevokeResult) GetResponse() *RevokeResponse {
@@ -1434,7 +1530,7 @@ type ItemError struct {
 
 func (x *ItemError) Reset() {
 	*x = ItemError{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1542,7 @@ func (x *ItemError) String() string {
 func (*ItemError) ProtoMessage() {}
 
 func (x *ItemError) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1555,7 @@ func (x *ItemError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemError.ProtoReflect.Descriptor instead.
 func (*ItemError) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{13}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ItemError) GetCode() string {
@@ -1493,7 +1589,7 @@ type RevokeStreamRequest struct {
 
 func (x *RevokeStreamRequest) Reset() {
 	*x = RevokeStreamRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1601,7 @@ func (x *RevokeStreamRequest) String() string {
 func (*RevokeStreamRequest) ProtoMessage() {}
 
 func (x *RevokeStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1614,7 @@ func (x *RevokeStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStreamRequest.ProtoReflect.Descriptor instead.
 func (*RevokeStreamRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{14}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeStreamRequest) GetItems() []*RevokeRequest {
@@ -1550,7 +1646,7 @@ type RevokeStreamResponse struct {
 
 func (x *RevokeStreamResponse) Reset() {
 	*x = RevokeStreamResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1658,7 @@ func (x *RevokeStreamResponse) String() string {
 func (*RevokeStreamResponse) ProtoMessage() {}
 
 func (x *RevokeStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1671,7 @@ func (x *RevokeStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStreamResponse.ProtoReflect.Descriptor instead.
 func (*RevokeStreamResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{15}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeStreamResponse) GetAcknowledged() int64 {
@@ -1637,7 +1733,7 @@ type IndexedError struct {
 
 func (x *IndexedError) Reset() {
 	*x = IndexedError{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1649,7 +1745,7 @@ func (x *IndexedError) String() string {
 func (*IndexedError) ProtoMessage() {}
 
 func (x *IndexedError) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1662,7 +1758,7 @@ func (x *IndexedError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexedError.ProtoReflect.Descriptor instead.
 func (*IndexedError) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{16}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IndexedError) GetIndex() int64 {
@@ -1695,7 +1791,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1803,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1816,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{17}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CheckRequest) GetSubject() isCheckRequest_Subject {
@@ -1802,7 +1898,7 @@ type CheckBatchRequest struct {
 
 func (x *CheckBatchRequest) Reset() {
 	*x = CheckBatchRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1910,7 @@ func (x *CheckBatchRequest) String() string {
 func (*CheckBatchRequest) ProtoMessage() {}
 
 func (x *CheckBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1923,7 @@ func (x *CheckBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckBatchRequest.ProtoReflect.Descriptor instead.
 func (*CheckBatchRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{18}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CheckBatchRequest) GetItems() []*CheckRequest {
@@ -1846,7 +1942,7 @@ type CheckBatchResponse struct {
 
 func (x *CheckBatchResponse) Reset() {
 	*x = CheckBatchResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +1954,7 @@ func (x *CheckBatchResponse) String() string {
 func (*CheckBatchResponse) ProtoMessage() {}
 
 func (x *CheckBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +1967,7 @@ func (x *CheckBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckBatchResponse.ProtoReflect.Descriptor instead.
 func (*CheckBatchResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{19}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CheckBatchResponse) GetResults() []*CheckResult {
@@ -1891,7 +1987,7 @@ type CheckResult struct {
 
 func (x *CheckResult) Reset() {
 	*x = CheckResult{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +1999,7 @@ func (x *CheckResult) String() string {
 func (*CheckResult) ProtoMessage() {}
 
 func (x *CheckResult) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +2012,7 @@ func (x *CheckResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResult.ProtoReflect.Descriptor instead.
 func (*CheckResult) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{20}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CheckResult) GetResponse() *CheckResponse {
@@ -1945,7 +2041,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2053,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2066,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{21}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CheckResponse) GetVerdict() Verdict {
@@ -2018,7 +2114,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +2126,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +2139,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{22}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Rule) GetKind() RuleKind {
@@ -2112,7 +2208,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2220,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2233,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{23}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExplainResponse) GetVerdict() *CheckResponse {
@@ -2162,7 +2258,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2270,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2283,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{24}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{25}
 }
 
 type StatusResponse struct {
@@ -2219,7 +2315,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2327,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2340,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{25}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatusResponse) GetNode() string {
@@ -2405,7 +2501,7 @@ type ReplicationStatus struct {
 
 func (x *ReplicationStatus) Reset() {
 	*x = ReplicationStatus{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2417,7 +2513,7 @@ func (x *ReplicationStatus) String() string {
 func (*ReplicationStatus) ProtoMessage() {}
 
 func (x *ReplicationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2430,7 +2526,7 @@ func (x *ReplicationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationStatus.ProtoReflect.Descriptor instead.
 func (*ReplicationStatus) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReplicationStatus) GetVoters() []string {
@@ -2516,7 +2612,7 @@ type JournalStatus struct {
 
 func (x *JournalStatus) Reset() {
 	*x = JournalStatus{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2528,7 +2624,7 @@ func (x *JournalStatus) String() string {
 func (*JournalStatus) ProtoMessage() {}
 
 func (x *JournalStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2541,7 +2637,7 @@ func (x *JournalStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalStatus.ProtoReflect.Descriptor instead.
 func (*JournalStatus) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{27}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *JournalStatus) GetDir() string {
@@ -2593,7 +2689,7 @@ type MintTokenRequest struct {
 
 func (x *MintTokenRequest) Reset() {
 	*x = MintTokenRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2605,7 +2701,7 @@ func (x *MintTokenRequest) String() string {
 func (*MintTokenRequest) ProtoMessage() {}
 
 func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2714,7 @@ func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenRequest.ProtoReflect.Descriptor instead.
 func (*MintTokenRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{28}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MintTokenRequest) GetSub() string {
@@ -2672,7 +2768,7 @@ type MintTokenResponse struct {
 
 func (x *MintTokenResponse) Reset() {
 	*x = MintTokenResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2780,7 @@ func (x *MintTokenResponse) String() string {
 func (*MintTokenResponse) ProtoMessage() {}
 
 func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2793,7 @@ func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenResponse.ProtoReflect.Descriptor instead.
 func (*MintTokenResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{29}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MintTokenResponse) GetToken() string {
@@ -2720,7 +2816,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +2828,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +2841,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{30}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -2794,7 +2890,7 @@ type ExplainResponse_Step struct {
 
 func (x *ExplainResponse_Step) Reset() {
 	*x = ExplainResponse_Step{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[34]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2806,7 +2902,7 @@ func (x *ExplainResponse_Step) String() string {
 func (*ExplainResponse_Step) ProtoMessage() {}
 
 func (x *ExplainResponse_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[34]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2819,7 +2915,7 @@ func (x *ExplainResponse_Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse_Step.ProtoReflect.Descriptor instead.
 func (*ExplainResponse_Step) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{23, 0}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{24, 0}
 }
 
 func (x *ExplainResponse_Step) GetClaims() []string {
@@ -2903,12 +2999,22 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\acomment\x18\t \x01(\tR\acomment\x121\n" +
 	"\aoptions\x18\n" +
 	" \x01(\v2\x17.revokd.v1.WriteOptionsR\aoptionsB\b\n" +
-	"\x06target\"\x9a\x01\n" +
+	"\x06target\"\xbe\x01\n" +
 	"\fWriteOptions\x12%\n" +
 	"\x03ack\x18\x01 \x01(\x0e2\x13.revokd.v1.AckLevelR\x03ack\x12:\n" +
 	"\vack_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"ackTimeout\x12'\n" +
-	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"\xd0\x01\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\"\n" +
+	"\fconfirmation\x18\x05 \x01(\tR\fconfirmation\"\xd3\x01\n" +
+	"\fConfirmation\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x129\n" +
+	"\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x16\n" +
+	"\x06effect\x18\x03 \x01(\tR\x06effect\x12\x18\n" +
+	"\aissuers\x18\x04 \x03(\tR\aissuers\x12!\n" +
+	"\flive_records\x18\x05 \x01(\x03R\vliveRecords\x12\x1f\n" +
+	"\vlive_shapes\x18\x06 \x01(\x05R\n" +
+	"liveShapes\"\xd0\x01\n" +
 	"\x0eRevokeResponse\x12,\n" +
 	"\aoutcome\x18\x01 \x01(\x0e2\x12.revokd.v1.OutcomeR\aoutcome\x12#\n" +
 	"\x04rule\x18\x02 \x01(\v2\x0f.revokd.v1.RuleR\x04rule\x12=\n" +
@@ -3147,7 +3253,7 @@ func file_revokd_v1_revokd_proto_rawDescGZIP() []byte {
 }
 
 var file_revokd_v1_revokd_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_revokd_v1_revokd_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_revokd_v1_revokd_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_revokd_v1_revokd_proto_goTypes = []any{
 	(Scope)(0),                    // 0: revokd.v1.Scope
 	(Reason)(0),                   // 1: revokd.v1.Reason
@@ -3162,135 +3268,137 @@ var file_revokd_v1_revokd_proto_goTypes = []any{
 	(*Keep)(nil),                  // 10: revokd.v1.Keep
 	(*RevokeRequest)(nil),         // 11: revokd.v1.RevokeRequest
 	(*WriteOptions)(nil),          // 12: revokd.v1.WriteOptions
-	(*RevokeResponse)(nil),        // 13: revokd.v1.RevokeResponse
-	(*Receipt)(nil),               // 14: revokd.v1.Receipt
-	(*Position)(nil),              // 15: revokd.v1.Position
-	(*BlockRequest)(nil),          // 16: revokd.v1.BlockRequest
-	(*UnblockRequest)(nil),        // 17: revokd.v1.UnblockRequest
-	(*RevokeBatchRequest)(nil),    // 18: revokd.v1.RevokeBatchRequest
-	(*RevokeBatchResponse)(nil),   // 19: revokd.v1.RevokeBatchResponse
-	(*RevokeResult)(nil),          // 20: revokd.v1.RevokeResult
-	(*ItemError)(nil),             // 21: revokd.v1.ItemError
-	(*RevokeStreamRequest)(nil),   // 22: revokd.v1.RevokeStreamRequest
-	(*RevokeStreamResponse)(nil),  // 23: revokd.v1.RevokeStreamResponse
-	(*IndexedError)(nil),          // 24: revokd.v1.IndexedError
-	(*CheckRequest)(nil),          // 25: revokd.v1.CheckRequest
-	(*CheckBatchRequest)(nil),     // 26: revokd.v1.CheckBatchRequest
-	(*CheckBatchResponse)(nil),    // 27: revokd.v1.CheckBatchResponse
-	(*CheckResult)(nil),           // 28: revokd.v1.CheckResult
-	(*CheckResponse)(nil),         // 29: revokd.v1.CheckResponse
-	(*Rule)(nil),                  // 30: revokd.v1.Rule
-	(*ExplainResponse)(nil),       // 31: revokd.v1.ExplainResponse
-	(*StatusRequest)(nil),         // 32: revokd.v1.StatusRequest
-	(*StatusResponse)(nil),        // 33: revokd.v1.StatusResponse
-	(*ReplicationStatus)(nil),     // 34: revokd.v1.ReplicationStatus
-	(*JournalStatus)(nil),         // 35: revokd.v1.JournalStatus
-	(*MintTokenRequest)(nil),      // 36: revokd.v1.MintTokenRequest
-	(*MintTokenResponse)(nil),     // 37: revokd.v1.MintTokenResponse
-	(*ErrorDetail)(nil),           // 38: revokd.v1.ErrorDetail
-	nil,                           // 39: revokd.v1.Match.ClaimsEntry
-	nil,                           // 40: revokd.v1.Match.IntegersEntry
-	nil,                           // 41: revokd.v1.Match.BooleansEntry
-	(*ExplainResponse_Step)(nil),  // 42: revokd.v1.ExplainResponse.Step
-	(*timestamppb.Timestamp)(nil), // 43: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 45: google.protobuf.Struct
+	(*Confirmation)(nil),          // 13: revokd.v1.Confirmation
+	(*RevokeResponse)(nil),        // 14: revokd.v1.RevokeResponse
+	(*Receipt)(nil),               // 15: revokd.v1.Receipt
+	(*Position)(nil),              // 16: revokd.v1.Position
+	(*BlockRequest)(nil),          // 17: revokd.v1.BlockRequest
+	(*UnblockRequest)(nil),        // 18: revokd.v1.UnblockRequest
+	(*RevokeBatchRequest)(nil),    // 19: revokd.v1.RevokeBatchRequest
+	(*RevokeBatchResponse)(nil),   // 20: revokd.v1.RevokeBatchResponse
+	(*RevokeResult)(nil),          // 21: revokd.v1.RevokeResult
+	(*ItemError)(nil),             // 22: revokd.v1.ItemError
+	(*RevokeStreamRequest)(nil),   // 23: revokd.v1.RevokeStreamRequest
+	(*RevokeStreamResponse)(nil),  // 24: revokd.v1.RevokeStreamResponse
+	(*IndexedError)(nil),          // 25: revokd.v1.IndexedError
+	(*CheckRequest)(nil),          // 26: revokd.v1.CheckRequest
+	(*CheckBatchRequest)(nil),     // 27: revokd.v1.CheckBatchRequest
+	(*CheckBatchResponse)(nil),    // 28: revokd.v1.CheckBatchResponse
+	(*CheckResult)(nil),           // 29: revokd.v1.CheckResult
+	(*CheckResponse)(nil),         // 30: revokd.v1.CheckResponse
+	(*Rule)(nil),                  // 31: revokd.v1.Rule
+	(*ExplainResponse)(nil),       // 32: revokd.v1.ExplainResponse
+	(*StatusRequest)(nil),         // 33: revokd.v1.StatusRequest
+	(*StatusResponse)(nil),        // 34: revokd.v1.StatusResponse
+	(*ReplicationStatus)(nil),     // 35: revokd.v1.ReplicationStatus
+	(*JournalStatus)(nil),         // 36: revokd.v1.JournalStatus
+	(*MintTokenRequest)(nil),      // 37: revokd.v1.MintTokenRequest
+	(*MintTokenResponse)(nil),     // 38: revokd.v1.MintTokenResponse
+	(*ErrorDetail)(nil),           // 39: revokd.v1.ErrorDetail
+	nil,                           // 40: revokd.v1.Match.ClaimsEntry
+	nil,                           // 41: revokd.v1.Match.IntegersEntry
+	nil,                           // 42: revokd.v1.Match.BooleansEntry
+	(*ExplainResponse_Step)(nil),  // 43: revokd.v1.ExplainResponse.Step
+	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 45: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 46: google.protobuf.Struct
 }
 var file_revokd_v1_revokd_proto_depIdxs = []int32{
-	39, // 0: revokd.v1.Match.claims:type_name -> revokd.v1.Match.ClaimsEntry
-	40, // 1: revokd.v1.Match.integers:type_name -> revokd.v1.Match.IntegersEntry
-	41, // 2: revokd.v1.Match.booleans:type_name -> revokd.v1.Match.BooleansEntry
+	40, // 0: revokd.v1.Match.claims:type_name -> revokd.v1.Match.ClaimsEntry
+	41, // 1: revokd.v1.Match.integers:type_name -> revokd.v1.Match.IntegersEntry
+	42, // 2: revokd.v1.Match.booleans:type_name -> revokd.v1.Match.BooleansEntry
 	8,  // 3: revokd.v1.RevokeRequest.match:type_name -> revokd.v1.Match
 	0,  // 4: revokd.v1.RevokeRequest.scope:type_name -> revokd.v1.Scope
 	9,  // 5: revokd.v1.RevokeRequest.below:type_name -> revokd.v1.Below
-	43, // 6: revokd.v1.RevokeRequest.issued_before:type_name -> google.protobuf.Timestamp
-	43, // 7: revokd.v1.RevokeRequest.expires_at:type_name -> google.protobuf.Timestamp
+	44, // 6: revokd.v1.RevokeRequest.issued_before:type_name -> google.protobuf.Timestamp
+	44, // 7: revokd.v1.RevokeRequest.expires_at:type_name -> google.protobuf.Timestamp
 	10, // 8: revokd.v1.RevokeRequest.keep:type_name -> revokd.v1.Keep
 	1,  // 9: revokd.v1.RevokeRequest.reason:type_name -> revokd.v1.Reason
 	12, // 10: revokd.v1.RevokeRequest.options:type_name -> revokd.v1.WriteOptions
 	2,  // 11: revokd.v1.WriteOptions.ack:type_name -> revokd.v1.AckLevel
-	44, // 12: revokd.v1.WriteOptions.ack_timeout:type_name -> google.protobuf.Duration
-	4,  // 13: revokd.v1.RevokeResponse.outcome:type_name -> revokd.v1.Outcome
-	30, // 14: revokd.v1.RevokeResponse.rule:type_name -> revokd.v1.Rule
-	43, // 15: revokd.v1.RevokeResponse.usable_after:type_name -> google.protobuf.Timestamp
-	14, // 16: revokd.v1.RevokeResponse.receipt:type_name -> revokd.v1.Receipt
-	5,  // 17: revokd.v1.Receipt.durability:type_name -> revokd.v1.Durability
-	2,  // 18: revokd.v1.Receipt.ack:type_name -> revokd.v1.AckLevel
-	15, // 19: revokd.v1.Receipt.positions:type_name -> revokd.v1.Position
-	8,  // 20: revokd.v1.BlockRequest.match:type_name -> revokd.v1.Match
-	43, // 21: revokd.v1.BlockRequest.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 22: revokd.v1.BlockRequest.reason:type_name -> revokd.v1.Reason
-	12, // 23: revokd.v1.BlockRequest.options:type_name -> revokd.v1.WriteOptions
-	8,  // 24: revokd.v1.UnblockRequest.match:type_name -> revokd.v1.Match
-	1,  // 25: revokd.v1.UnblockRequest.reason:type_name -> revokd.v1.Reason
-	12, // 26: revokd.v1.UnblockRequest.options:type_name -> revokd.v1.WriteOptions
-	11, // 27: revokd.v1.RevokeBatchRequest.items:type_name -> revokd.v1.RevokeRequest
-	12, // 28: revokd.v1.RevokeBatchRequest.options:type_name -> revokd.v1.WriteOptions
-	20, // 29: revokd.v1.RevokeBatchResponse.results:type_name -> revokd.v1.RevokeResult
-	14, // 30: revokd.v1.RevokeBatchResponse.receipt:type_name -> revokd.v1.Receipt
-	13, // 31: revokd.v1.RevokeResult.response:type_name -> revokd.v1.RevokeResponse
-	21, // 32: revokd.v1.RevokeResult.error:type_name -> revokd.v1.ItemError
-	38, // 33: revokd.v1.ItemError.detail:type_name -> revokd.v1.ErrorDetail
-	11, // 34: revokd.v1.RevokeStreamRequest.items:type_name -> revokd.v1.RevokeRequest
-	12, // 35: revokd.v1.RevokeStreamRequest.options:type_name -> revokd.v1.WriteOptions
-	24, // 36: revokd.v1.RevokeStreamResponse.errors:type_name -> revokd.v1.IndexedError
-	14, // 37: revokd.v1.RevokeStreamResponse.receipt:type_name -> revokd.v1.Receipt
-	21, // 38: revokd.v1.IndexedError.error:type_name -> revokd.v1.ItemError
-	45, // 39: revokd.v1.CheckRequest.claims:type_name -> google.protobuf.Struct
-	3,  // 40: revokd.v1.CheckRequest.freshness:type_name -> revokd.v1.Freshness
-	44, // 41: revokd.v1.CheckRequest.max_staleness:type_name -> google.protobuf.Duration
-	25, // 42: revokd.v1.CheckBatchRequest.items:type_name -> revokd.v1.CheckRequest
-	28, // 43: revokd.v1.CheckBatchResponse.results:type_name -> revokd.v1.CheckResult
-	29, // 44: revokd.v1.CheckResult.response:type_name -> revokd.v1.CheckResponse
-	21, // 45: revokd.v1.CheckResult.error:type_name -> revokd.v1.ItemError
-	6,  // 46: revokd.v1.CheckResponse.verdict:type_name -> revokd.v1.Verdict
-	30, // 47: revokd.v1.CheckResponse.rule:type_name -> revokd.v1.Rule
-	44, // 48: revokd.v1.CheckResponse.age:type_name -> google.protobuf.Duration
-	7,  // 49: revokd.v1.Rule.kind:type_name -> revokd.v1.RuleKind
-	43, // 50: revokd.v1.Rule.issued_before:type_name -> google.protobuf.Timestamp
-	43, // 51: revokd.v1.Rule.since:type_name -> google.protobuf.Timestamp
-	43, // 52: revokd.v1.Rule.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 53: revokd.v1.Rule.reason:type_name -> revokd.v1.Reason
-	29, // 54: revokd.v1.ExplainResponse.verdict:type_name -> revokd.v1.CheckResponse
-	42, // 55: revokd.v1.ExplainResponse.steps:type_name -> revokd.v1.ExplainResponse.Step
-	5,  // 56: revokd.v1.StatusResponse.durability:type_name -> revokd.v1.Durability
-	43, // 57: revokd.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	43, // 58: revokd.v1.StatusResponse.guarded:type_name -> google.protobuf.Timestamp
-	44, // 59: revokd.v1.StatusResponse.uptime:type_name -> google.protobuf.Duration
-	35, // 60: revokd.v1.StatusResponse.journal:type_name -> revokd.v1.JournalStatus
-	34, // 61: revokd.v1.StatusResponse.replication:type_name -> revokd.v1.ReplicationStatus
-	44, // 62: revokd.v1.ReplicationStatus.quorum_age:type_name -> google.protobuf.Duration
-	44, // 63: revokd.v1.ReplicationStatus.all_age:type_name -> google.protobuf.Duration
-	44, // 64: revokd.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
-	43, // 65: revokd.v1.MintTokenRequest.iat:type_name -> google.protobuf.Timestamp
-	45, // 66: revokd.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
-	7,  // 67: revokd.v1.ExplainResponse.Step.kind:type_name -> revokd.v1.RuleKind
-	30, // 68: revokd.v1.ExplainResponse.Step.found:type_name -> revokd.v1.Rule
-	11, // 69: revokd.v1.RevocationService.Revoke:input_type -> revokd.v1.RevokeRequest
-	18, // 70: revokd.v1.RevocationService.RevokeBatch:input_type -> revokd.v1.RevokeBatchRequest
-	22, // 71: revokd.v1.RevocationService.RevokeStream:input_type -> revokd.v1.RevokeStreamRequest
-	16, // 72: revokd.v1.RevocationService.Block:input_type -> revokd.v1.BlockRequest
-	17, // 73: revokd.v1.RevocationService.Unblock:input_type -> revokd.v1.UnblockRequest
-	25, // 74: revokd.v1.RevocationService.Check:input_type -> revokd.v1.CheckRequest
-	26, // 75: revokd.v1.RevocationService.CheckBatch:input_type -> revokd.v1.CheckBatchRequest
-	25, // 76: revokd.v1.RevocationService.Explain:input_type -> revokd.v1.CheckRequest
-	32, // 77: revokd.v1.RevocationService.Status:input_type -> revokd.v1.StatusRequest
-	36, // 78: revokd.v1.DevService.MintToken:input_type -> revokd.v1.MintTokenRequest
-	13, // 79: revokd.v1.RevocationService.Revoke:output_type -> revokd.v1.RevokeResponse
-	19, // 80: revokd.v1.RevocationService.RevokeBatch:output_type -> revokd.v1.RevokeBatchResponse
-	23, // 81: revokd.v1.RevocationService.RevokeStream:output_type -> revokd.v1.RevokeStreamResponse
-	13, // 82: revokd.v1.RevocationService.Block:output_type -> revokd.v1.RevokeResponse
-	13, // 83: revokd.v1.RevocationService.Unblock:output_type -> revokd.v1.RevokeResponse
-	29, // 84: revokd.v1.RevocationService.Check:output_type -> revokd.v1.CheckResponse
-	27, // 85: revokd.v1.RevocationService.CheckBatch:output_type -> revokd.v1.CheckBatchResponse
-	31, // 86: revokd.v1.RevocationService.Explain:output_type -> revokd.v1.ExplainResponse
-	33, // 87: revokd.v1.RevocationService.Status:output_type -> revokd.v1.StatusResponse
-	37, // 88: revokd.v1.DevService.MintToken:output_type -> revokd.v1.MintTokenResponse
-	79, // [79:89] is the sub-list for method output_type
-	69, // [69:79] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	45, // 12: revokd.v1.WriteOptions.ack_timeout:type_name -> google.protobuf.Duration
+	44, // 13: revokd.v1.Confirmation.expires_at:type_name -> google.protobuf.Timestamp
+	4,  // 14: revokd.v1.RevokeResponse.outcome:type_name -> revokd.v1.Outcome
+	31, // 15: revokd.v1.RevokeResponse.rule:type_name -> revokd.v1.Rule
+	44, // 16: revokd.v1.RevokeResponse.usable_after:type_name -> google.protobuf.Timestamp
+	15, // 17: revokd.v1.RevokeResponse.receipt:type_name -> revokd.v1.Receipt
+	5,  // 18: revokd.v1.Receipt.durability:type_name -> revokd.v1.Durability
+	2,  // 19: revokd.v1.Receipt.ack:type_name -> revokd.v1.AckLevel
+	16, // 20: revokd.v1.Receipt.positions:type_name -> revokd.v1.Position
+	8,  // 21: revokd.v1.BlockRequest.match:type_name -> revokd.v1.Match
+	44, // 22: revokd.v1.BlockRequest.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 23: revokd.v1.BlockRequest.reason:type_name -> revokd.v1.Reason
+	12, // 24: revokd.v1.BlockRequest.options:type_name -> revokd.v1.WriteOptions
+	8,  // 25: revokd.v1.UnblockRequest.match:type_name -> revokd.v1.Match
+	1,  // 26: revokd.v1.UnblockRequest.reason:type_name -> revokd.v1.Reason
+	12, // 27: revokd.v1.UnblockRequest.options:type_name -> revokd.v1.WriteOptions
+	11, // 28: revokd.v1.RevokeBatchRequest.items:type_name -> revokd.v1.RevokeRequest
+	12, // 29: revokd.v1.RevokeBatchRequest.options:type_name -> revokd.v1.WriteOptions
+	21, // 30: revokd.v1.RevokeBatchResponse.results:type_name -> revokd.v1.RevokeResult
+	15, // 31: revokd.v1.RevokeBatchResponse.receipt:type_name -> revokd.v1.Receipt
+	14, // 32: revokd.v1.RevokeResult.response:type_name -> revokd.v1.RevokeResponse
+	22, // 33: revokd.v1.RevokeResult.error:type_name -> revokd.v1.ItemError
+	39, // 34: revokd.v1.ItemError.detail:type_name -> revokd.v1.ErrorDetail
+	11, // 35: revokd.v1.RevokeStreamRequest.items:type_name -> revokd.v1.RevokeRequest
+	12, // 36: revokd.v1.RevokeStreamRequest.options:type_name -> revokd.v1.WriteOptions
+	25, // 37: revokd.v1.RevokeStreamResponse.errors:type_name -> revokd.v1.IndexedError
+	15, // 38: revokd.v1.RevokeStreamResponse.receipt:type_name -> revokd.v1.Receipt
+	22, // 39: revokd.v1.IndexedError.error:type_name -> revokd.v1.ItemError
+	46, // 40: revokd.v1.CheckRequest.claims:type_name -> google.protobuf.Struct
+	3,  // 41: revokd.v1.CheckRequest.freshness:type_name -> revokd.v1.Freshness
+	45, // 42: revokd.v1.CheckRequest.max_staleness:type_name -> google.protobuf.Duration
+	26, // 43: revokd.v1.CheckBatchRequest.items:type_name -> revokd.v1.CheckRequest
+	29, // 44: revokd.v1.CheckBatchResponse.results:type_name -> revokd.v1.CheckResult
+	30, // 45: revokd.v1.CheckResult.response:type_name -> revokd.v1.CheckResponse
+	22, // 46: revokd.v1.CheckResult.error:type_name -> revokd.v1.ItemError
+	6,  // 47: revokd.v1.CheckResponse.verdict:type_name -> revokd.v1.Verdict
+	31, // 48: revokd.v1.CheckResponse.rule:type_name -> revokd.v1.Rule
+	45, // 49: revokd.v1.CheckResponse.age:type_name -> google.protobuf.Duration
+	7,  // 50: revokd.v1.Rule.kind:type_name -> revokd.v1.RuleKind
+	44, // 51: revokd.v1.Rule.issued_before:type_name -> google.protobuf.Timestamp
+	44, // 52: revokd.v1.Rule.since:type_name -> google.protobuf.Timestamp
+	44, // 53: revokd.v1.Rule.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 54: revokd.v1.Rule.reason:type_name -> revokd.v1.Reason
+	30, // 55: revokd.v1.ExplainResponse.verdict:type_name -> revokd.v1.CheckResponse
+	43, // 56: revokd.v1.ExplainResponse.steps:type_name -> revokd.v1.ExplainResponse.Step
+	5,  // 57: revokd.v1.StatusResponse.durability:type_name -> revokd.v1.Durability
+	44, // 58: revokd.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	44, // 59: revokd.v1.StatusResponse.guarded:type_name -> google.protobuf.Timestamp
+	45, // 60: revokd.v1.StatusResponse.uptime:type_name -> google.protobuf.Duration
+	36, // 61: revokd.v1.StatusResponse.journal:type_name -> revokd.v1.JournalStatus
+	35, // 62: revokd.v1.StatusResponse.replication:type_name -> revokd.v1.ReplicationStatus
+	45, // 63: revokd.v1.ReplicationStatus.quorum_age:type_name -> google.protobuf.Duration
+	45, // 64: revokd.v1.ReplicationStatus.all_age:type_name -> google.protobuf.Duration
+	45, // 65: revokd.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
+	44, // 66: revokd.v1.MintTokenRequest.iat:type_name -> google.protobuf.Timestamp
+	46, // 67: revokd.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
+	7,  // 68: revokd.v1.ExplainResponse.Step.kind:type_name -> revokd.v1.RuleKind
+	31, // 69: revokd.v1.ExplainResponse.Step.found:type_name -> revokd.v1.Rule
+	11, // 70: revokd.v1.RevocationService.Revoke:input_type -> revokd.v1.RevokeRequest
+	19, // 71: revokd.v1.RevocationService.RevokeBatch:input_type -> revokd.v1.RevokeBatchRequest
+	23, // 72: revokd.v1.RevocationService.RevokeStream:input_type -> revokd.v1.RevokeStreamRequest
+	17, // 73: revokd.v1.RevocationService.Block:input_type -> revokd.v1.BlockRequest
+	18, // 74: revokd.v1.RevocationService.Unblock:input_type -> revokd.v1.UnblockRequest
+	26, // 75: revokd.v1.RevocationService.Check:input_type -> revokd.v1.CheckRequest
+	27, // 76: revokd.v1.RevocationService.CheckBatch:input_type -> revokd.v1.CheckBatchRequest
+	26, // 77: revokd.v1.RevocationService.Explain:input_type -> revokd.v1.CheckRequest
+	33, // 78: revokd.v1.RevocationService.Status:input_type -> revokd.v1.StatusRequest
+	37, // 79: revokd.v1.DevService.MintToken:input_type -> revokd.v1.MintTokenRequest
+	14, // 80: revokd.v1.RevocationService.Revoke:output_type -> revokd.v1.RevokeResponse
+	20, // 81: revokd.v1.RevocationService.RevokeBatch:output_type -> revokd.v1.RevokeBatchResponse
+	24, // 82: revokd.v1.RevocationService.RevokeStream:output_type -> revokd.v1.RevokeStreamResponse
+	14, // 83: revokd.v1.RevocationService.Block:output_type -> revokd.v1.RevokeResponse
+	14, // 84: revokd.v1.RevocationService.Unblock:output_type -> revokd.v1.RevokeResponse
+	30, // 85: revokd.v1.RevocationService.Check:output_type -> revokd.v1.CheckResponse
+	28, // 86: revokd.v1.RevocationService.CheckBatch:output_type -> revokd.v1.CheckBatchResponse
+	32, // 87: revokd.v1.RevocationService.Explain:output_type -> revokd.v1.ExplainResponse
+	34, // 88: revokd.v1.RevocationService.Status:output_type -> revokd.v1.StatusResponse
+	38, // 89: revokd.v1.DevService.MintToken:output_type -> revokd.v1.MintTokenResponse
+	80, // [80:90] is the sub-list for method output_type
+	70, // [70:80] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_revokd_v1_revokd_proto_init() }
@@ -3307,7 +3415,7 @@ func file_revokd_v1_revokd_proto_init() {
 		(*RevokeRequest_Token)(nil),
 		(*RevokeRequest_Match)(nil),
 	}
-	file_revokd_v1_revokd_proto_msgTypes[17].OneofWrappers = []any{
+	file_revokd_v1_revokd_proto_msgTypes[18].OneofWrappers = []any{
 		(*CheckRequest_Token)(nil),
 		(*CheckRequest_Claims)(nil),
 		(*CheckRequest_Payload)(nil),
@@ -3318,7 +3426,7 @@ func file_revokd_v1_revokd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_revokd_v1_revokd_proto_rawDesc), len(file_revokd_v1_revokd_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -137,6 +137,28 @@ func TestClient(t *testing.T) {
 	want(t, a, "t2", revocation.Revoked)
 }
 
+// A replica that has not copied everything yet calls nothing active, whatever freshness is asked for. What it has is revoked.
+func TestNotReady(t *testing.T) {
+	for name, mode := range map[string]Mode{"full": Full, "filter": Filter} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t, "127.0.0.1:0")
+			s.revoke(t, revocation.Request{Match: match(t, "iss=i,jti=dead"), ExpiresAt: time.Now().Add(time.Hour).UnixMilli()})
+			c := open(t, Config{Addrs: []string{s.addr}, Mode: mode, AskTimeout: 10 * time.Second})
+			level(t, c, s)
+			want(t, c, "alive", revocation.Active)
+			c.ready.Store(false) // as it was before the last record came
+			for _, f := range []Freshness{Quorum, All, Any} {
+				if v := c.CheckFresh(claims(t, "alive"), CheckOptions{Freshness: f}); v.Status != revocation.Unknown || v.Cause != revocation.CauseNotReady {
+					t.Errorf("freshness %d: %+v", f, v)
+				}
+			}
+			if mode == Full {
+				want(t, c, "dead", revocation.Revoked)
+			}
+		})
+	}
+}
+
 // A replica whose node is gone answers from memory until its view is too old, then Unknown, and goes on when the node is back.
 func TestNodeGone(t *testing.T) {
 	s := newServer(t, "127.0.0.1:0")

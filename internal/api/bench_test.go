@@ -2,12 +2,9 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"testing"
-	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/revokd/revokd/node"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
@@ -21,10 +18,7 @@ func BenchmarkItems(b *testing.B) {
 	for m := range 200 {
 		req := &revokdv1.RevokeStreamRequest{}
 		for i := range items {
-			req.Items = append(req.Items, &revokdv1.RevokeRequest{
-				Target:    &revokdv1.RevokeRequest_Match{Match: &revokdv1.Match{Claims: map[string]string{"iss": "https://issuer.example", "jti": fmt.Sprintf("bulk-%d-%d", m, i)}}},
-				ExpiresAt: timestamppb.New(noon.Add(time.Hour)),
-			})
+			req.Items = append(req.Items, plainItem(m*items+i))
 		}
 		raw, err := proto.Marshal(req)
 		if err != nil {

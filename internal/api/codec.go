@@ -61,6 +61,9 @@ func (protoCodec) MarshalAppend(b []byte, m any) ([]byte, error) {
 
 func (protoCodec) Unmarshal(b []byte, m any) error {
 	msg := m.(proto.Message)
+	if quickMessage(b, msg) {
+		return nil
+	}
 	if most := maxParts(msg); partsProto(b, msg.ProtoReflect().Descriptor(), most, maxNesting) < 0 {
 		mark(msg, flaw{what: tooManyParts})
 	} else if err := proto.Unmarshal(b, msg); err != nil {

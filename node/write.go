@@ -226,20 +226,13 @@ func (n *Node) write(ctx context.Context, requests []revocation.Request, o Write
 	reading := n.tick()
 	done := written{results: make([]Result, len(requests)), answered: new(atomic.Bool)}
 	results := done.results
-	w := &writing{node: n}
+	w := &writing{node: n, entries: make([]entry, 0, len(requests))}
 	if o.Bulk {
 		w.lane = replication.Bulk
 	}
-	for i, r := range requests {
-		plan, err := n.plan(r, reading)
-		switch {
-		case err != nil:
-			results[i].Err = err
-		case plan.AlreadyExpired:
-			results[i].Outcome = OutcomeAlreadyExpired
-		default:
-			results[i] = w.add(i, plan, reading)
-		}
+	for first := 0; first < len(requests); first += revocation.MaxRun {
+		last := min(first+revocation.MaxRun, len(requests))
+		w.run(first, requests[first:last], results[first:last], reading)
 	}
 	if t := o.Timing; t != nil {
 		t.Validated = t.elapsed()
@@ -339,10 +332,11 @@ type writing struct {
 	node     *Node
 	lane     replication.Lane
 	entries  []entry
-	covering []replication.Dot // of records that cover what was asked for
-	blocks   []blocked         // blocks and unblocks among the entries, or covered
-	origins  broughtOrigins    // that the batch brought to the disk
-	renames  bool              // what the table has already gets the dots of these entries
+	records  []revocation.Record // of the requests that run looks at
+	covering []replication.Dot   // of records that cover what was asked for
+	blocks   []blocked           // blocks and unblocks among the entries, or covered
+	origins  broughtOrigins      // that the batch brought to the disk
+	renames  bool                // what the table has already gets the dots of these entries
 }
 
 // entry is one record; shape is its definition.
@@ -353,27 +347,63 @@ type entry struct {
 	err    error // of the merge
 }
 
-// add turns the plan of a request into entries, unless the table covers all of it.
-func (w *writing) add(request int, plan revocation.Plan, reading clock.Reading) Result {
+// run plans a few requests, the first of which has a number, and turns them into entries: what the table will be asked for is requested for all of them first.
+func (w *writing) run(first int, requests []revocation.Request, results []Result, reading clock.Reading) {
+	n := w.node
+	var plans [revocation.MaxRun]revocation.Plan
+	var ahead [revocation.MaxRun]revocation.Fingerprint
+	count := 0
+	w.records = w.records[:0]
+	for i, r := range requests {
+		plan, err := n.plan(r, reading)
+		switch {
+		case err != nil:
+			results[i].Err = err
+		case plan.AlreadyExpired:
+			results[i].Outcome = OutcomeAlreadyExpired
+		default:
+			plans[i] = plan
+			for _, rev := range plan.Revocations {
+				w.records = append(w.records, n.table.Record(rev))
+			}
+			ahead[count] = w.records[len(w.records)-1].Fingerprint
+			count++
+		}
+	}
+	n.table.Ahead(ahead[:count])
+	records := w.records
+	for i, plan := range plans[:len(requests)] {
+		if k := len(plan.Revocations); k > 0 {
+			results[i] = w.add(first+i, plan, records[:k], reading)
+			records = records[k:]
+		}
+	}
+}
+
+// add turns the plan of a request, and its records, into entries, unless the table covers all of it.
+func (w *writing) add(request int, plan revocation.Plan, records []revocation.Record, reading clock.Reading) Result {
 	n := w.node
 	now := reading.Guarded.UnixMilli()
-	var entries []entry
-	var covering []replication.Dot
+	first, coveredBefore := len(w.entries), len(w.covering)
+	refused := func(err error) Result {
+		w.entries, w.covering = w.entries[:first], w.covering[:coveredBefore]
+		return Result{Err: err}
+	}
 	covered := true
-	for _, rev := range plan.Revocations {
-		rec := n.table.Record(rev)
+	for i, rec := range records {
 		if rec.Class == revocation.ClassBlock || rec.Class == revocation.ClassUnblock {
 			var err error
 			if rec, err = n.stamp(rec, w.entries, now, reading.Wall.UnixMilli()); err != nil {
-				return Result{Err: err}
+				return refused(err)
 			}
 		}
 		held, dot, ok := n.table.Held(rec, now)
 		covered = covered && ok && dot != 0 && revocation.Covers(held, rec)
-		covering = append(covering, replication.Dot(dot))
-		entries = append(entries, entry{record: rec, shape: rev.Shape})
+		w.covering = append(w.covering, replication.Dot(dot))
+		w.entries = append(w.entries, entry{record: rec, shape: plan.Revocations[i].Shape})
 	}
-	main := entries[len(entries)-1]
+	entries := w.entries[first:]
+	main := &entries[len(entries)-1]
 	result := Result{UsableAfter: plan.UsableAfter, Outcome: OutcomeRevoked, Fingerprint: main.record.Fingerprint, Rule: revocation.Rule{
 		Shape: &main.shape, Class: main.record.Class, Reason: main.record.Reason, ExpiresAt: main.record.ExpiresAt, Value: main.record.Value,
 	}}
@@ -385,19 +415,20 @@ func (w *writing) add(request int, plan revocation.Plan, reading clock.Reading) 
 		w.blocks = append(w.blocks, blocked{request, main.record})
 	}
 	if covered {
-		w.covering = append(w.covering, covering...)
-		result.Outcome = OutcomeCovered
+		shape := main.shape // its place is the next one's
+		result.Rule.Shape, result.Outcome = &shape, OutcomeCovered
+		w.entries = w.entries[:first]
 		return result
 	}
-	if err := n.admit(len(w.entries) + len(entries)); err != nil {
-		return Result{Err: err}
+	w.covering = w.covering[:coveredBefore]
+	if err := n.admit(len(w.entries)); err != nil {
+		return refused(err)
 	}
-	for _, e := range entries {
-		if _, err := n.table.Define(e.shape, e.record.RetainUntil(), now, true); err != nil {
-			return Result{Err: err}
+	for i := range entries {
+		if _, err := n.table.Define(entries[i].shape, entries[i].record.RetainUntil(), now, true); err != nil {
+			return refused(err)
 		}
 	}
-	w.entries = append(w.entries, entries...)
 	return result
 }
 

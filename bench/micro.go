@@ -17,7 +17,6 @@ import (
 var microBenchmarks = []struct {
 	pkg, bench, time string
 }{
-	{"./revocation", "^BenchmarkCheck$", "0.5s"},
 	{"./journal", "^BenchmarkAppend$", "1s"},
 	{"./node", "^Benchmark(Propagation|Bulk)$", "1x"},
 	{"./node", "^Benchmark(Difference|Bootstrap)$", "1x"},

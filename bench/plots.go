@@ -140,8 +140,8 @@ func drawPlot(path, title, xName, yName string, yLog bool, lines []series) error
 		}
 		p.Legend.Add(s.name, line)
 	}
-	p.Legend.Top, p.Legend.XOffs = true, vg.Points(250) // beside the plot
-	const width, height, legend = 620, 380, 260
+	const width, height, legend = 620, 400, 330
+	p.Legend.Top, p.Legend.Left, p.Legend.XOffs, p.Legend.Padding = true, true, vg.Points(width-40), vg.Points(2) // beside the plot
 	canvas := vgsvg.New(vg.Points(width+legend), vg.Points(height))
 	p.Draw(plotArea(canvas, width, height))
 	var b bytes.Buffer

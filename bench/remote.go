@@ -137,7 +137,8 @@ func askRemotely(ctx context.Context, r *Result, list []caller, n, rounds int, s
 				}
 				m := closedLoop(d, workers, c.call)
 				if m.failed > 0 {
-					return fmt.Errorf("%s: %d calls failed: %w", c.name, m.failed, m.err)
+					r.fail(fmt.Sprintf("%s, %d callers, %d calls", c.name, workers, m.failed), m.err)
+					continue
 				}
 				if !warm {
 					params := map[string]float64{"callers": float64(workers), "records": float64(n)}
@@ -152,9 +153,13 @@ func askRemotely(ctx context.Context, r *Result, list []caller, n, rounds int, s
 			Note: "Latency from when the call was due.",
 		})
 		for _, c := range list {
+			if c.batch > 0 {
+				continue
+			}
 			m := runOpen(rate, slot, 64, func(worker, i int, _ time.Time) error { return c.call(worker, i) })
 			if m.failed > 0 {
-				return fmt.Errorf("%s: %d calls failed: %w", c.name, m.failed, m.err)
+				r.fail(fmt.Sprintf("%s at %d/s, %d calls", c.name, rate, m.failed), m.err)
+				continue
 			}
 			if !warm {
 				r.quantiles(id, c.name, "us", m.latency, nil)

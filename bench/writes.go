@@ -118,7 +118,8 @@ func measureWrites(ctx context.Context, r *Result, list []writer, rounds int, sl
 				}
 				m := closedLoop(d, callers, func(worker, _ int) error { return w.call(worker, ids(w.batch)) })
 				if m.failed > 0 {
-					return fmt.Errorf("%s, %d writers: %d calls failed: %w", w.name, callers, m.failed, m.err)
+					r.fail(fmt.Sprintf("%s, %d writers, %d calls", w.name, callers, m.failed), m.err)
+					continue
 				}
 				if round == 0 {
 					continue
@@ -140,7 +141,8 @@ func measureWrites(ctx context.Context, r *Result, list []writer, rounds int, sl
 			}
 			m := runOpen(rate, d, 256, func(worker, _ int, _ time.Time) error { return w.call(worker, ids(1)) })
 			if m.failed > 0 {
-				return fmt.Errorf("%s at %d/s: %d calls failed: %w", w.name, rate, m.failed, m.err)
+				r.fail(fmt.Sprintf("%s at %d/s, %d calls", w.name, rate, m.failed), m.err)
+				continue
 			}
 			if round > 0 {
 				r.quantiles(id, w.name, "ms", m.latency, nil)

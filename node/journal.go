@@ -29,6 +29,7 @@ const (
 	metaRepaired = "repaired"
 	metaVector   = "vector/" // + index of an origin of another run: up to which number all of it is on disk, 8 bytes
 	metaTime     = "time"    // guarded time, Unix milliseconds, 8 bytes: see clock.GuardConfig.HighWater
+	metaSlack    = "slack"   // Config.Slack, seconds, 4 bytes; there is none in directories that know only the default
 	metaPolicy   = "policy"  // the policy in force, JSON: see revocation.Policy.Succeed
 )
 
@@ -109,6 +110,7 @@ type onDisk struct {
 	shapes map[revocation.ShapeID]*definition
 	policy []byte
 	time   int64 // guarded, Unix milliseconds
+	slack  bool  // of the configuration
 	// distrusted: of the vector this run has not believed anything.
 	distrusted bool
 }
@@ -193,6 +195,9 @@ func (n *Node) assign(b *journal.Batch) {
 			if n.onDisk.distrusted {
 				n.claimAnew(b)
 			}
+		}
+		if !n.onDisk.slack {
+			b.Meta = append(b.Meta, journal.Meta{Key: metaSlack, Value: binary.BigEndian.AppendUint32(nil, uint32(n.cfg.Slack/time.Second))})
 		}
 		// A clock that stands before the time on disk does not take it back before it is believed again.
 		if now > n.onDisk.time || n.clockState() == "ok" {
@@ -316,7 +321,7 @@ func (n *Node) committed(b *journal.Batch, err error) {
 		if w.next != nil { // here, so that no later batch still has the old one
 			n.table.SetPolicy(w.next)
 		}
-		n.onDisk.time = max(w.time, n.onDisk.time)
+		n.onDisk.slack, n.onDisk.time = true, max(w.time, n.onDisk.time)
 	}
 }
 
@@ -485,8 +490,20 @@ func (d *restored) state(name string, deadline func(uint32) uint32) ([]replicati
 	return d.origins, vector, latest
 }
 
+// slackOf returns the slack that a journal was written with; ok is false for one that is new.
+func slackOf(get func(string) ([]byte, bool)) (slack time.Duration, ok bool) {
+	if b, ok := get(metaSlack); ok && len(b) == 4 {
+		return time.Duration(binary.BigEndian.Uint32(b)) * time.Second, true
+	}
+	_, used := get(metaTime)
+	return revocation.DefaultSlack, used
+}
+
 // readMeta takes the definitions of shapes and the last known time from the journal.
 func (n *Node) readMeta(disk *restored) error {
+	if slack, ok := slackOf(n.journal.Get); ok && slack/time.Second != n.cfg.Slack/time.Second {
+		return fmt.Errorf("%w: %s, not %s", ErrSlack, slack, n.cfg.Slack)
+	}
 	if b, ok := n.journal.Get(metaTime); ok && len(b) == 8 {
 		n.onDisk.time = int64(binary.BigEndian.Uint64(b))
 		n.setGuard(time.UnixMilli(n.onDisk.time))

@@ -17,6 +17,7 @@ import (
 	"github.com/revokd/revokd/internal/clock/clocktest"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/revocation"
+	"github.com/revokd/revokd/ttlstore"
 )
 
 // Every rule is in force after a restart as it was before.
@@ -479,6 +480,75 @@ func TestEndedBlockOnDisk(t *testing.T) {
 }
 
 func must[T any](v T, _ error) T { return v }
+
+// The slack is fixed with the directory: another one at a start would make memory and the files by expiry disagree on what has expired.
+func TestSlackIsFixed(t *testing.T) {
+	dir, clk := t.TempDir(), clocktest.New(start)
+	run := func(slack time.Duration) error {
+		n, err := New(Config{Name: "n1", Key: testKey, Dir: dir, Clock: clk, Slack: slack, Store: ttlstore.Config{Heap: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- n.Run(ctx) }()
+		for deadline := time.After(20 * time.Second); ; {
+			select {
+			case err = <-done:
+				done <- err
+			case <-deadline:
+				t.Fatal("neither ready nor ended")
+			case <-time.After(time.Millisecond):
+				if len(n.Ready()) > 0 {
+					continue
+				}
+			}
+			break
+		}
+		cancel()
+		err = <-done
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		return err
+	}
+	for _, c := range []struct {
+		slack   time.Duration
+		refused bool
+	}{{20 * time.Minute, false}, {10 * time.Minute, true}, {0, true}, {time.Hour, true}, {20 * time.Minute, false}} {
+		if err := run(c.slack); errors.Is(err, ErrSlack) != c.refused || !c.refused && err != nil {
+			t.Errorf("slack %s: %v", c.slack, err)
+		}
+	}
+	// One that was written before it was noted has the default.
+	dir = t.TempDir()
+	if err := run(0); err != nil {
+		t.Fatal(err)
+	}
+	j, err := journal.Open(journal.Config{Dir: dir, RecordSize: entrySize, KeyID: uint64(testKey.ID())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.Replay(t.Context(), func([]byte) error { return nil }, nil); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- j.Run(ctx) }()
+	if err := j.Append(t.Context(), &journal.Batch{Meta: []journal.Meta{{Key: metaSlack}}}); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := errors.Join(<-ended, j.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(time.Minute); !errors.Is(err, ErrSlack) {
+		t.Errorf("another than the default: %v", err)
+	}
+	if err := run(0); err != nil {
+		t.Error(err)
+	}
+}
 
 // A disk that does not take the changed policy does not end the node: it answers, is not ready, and says why.
 func TestPolicyRefusedByDisk(t *testing.T) {

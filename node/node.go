@@ -33,6 +33,8 @@ var (
 	// ErrAck: the write is durable on this node, but the level of acknowledgement that was asked for was not reached in time. Nothing is rolled
 	// back: the receipt says who has confirmed, and the others will.
 	ErrAck = errors.New("not enough nodes have confirmed the write in time")
+	// ErrSlack: the journal was written with another Config.Slack, which is fixed with the directory: records lie in files by when they expire.
+	ErrSlack = errors.New("the journal was written with another slack")
 	// ErrSuperseded: a block or unblock was written, and each time an opposite one of another caller had a later stamp: it is not in force. Ask what is, then decide.
 	ErrSuperseded = errors.New("opposite calls for the same match keep winning")
 	// ErrIdempotencyConflict: the idempotency key belongs to another request.
@@ -66,7 +68,7 @@ type Config struct {
 
 	Key    revocation.Key // the fingerprint key of the cluster; required
 	Policy revocation.Policy
-	Slack  time.Duration   // see revocation.TableConfig
+	Slack  time.Duration   // see revocation.TableConfig; fixed with Dir: a start with another one fails with ErrSlack
 	Store  ttlstore.Config // limits of memory
 
 	Clock  clock.Clock  // nil: the operating system
@@ -126,6 +128,7 @@ func (c *Config) validate() error {
 	if c.Slack == 0 {
 		c.Slack = revocation.DefaultSlack
 	}
+	c.Slack = (c.Slack + time.Second - 1).Truncate(time.Second) // as the table does
 	if c.Clock == nil {
 		c.Clock = clock.System()
 	}

@@ -114,6 +114,7 @@ func DescribeJournal(ctx context.Context, dir string, now time.Time, each func(J
 	defer r.Close()
 	report := JournalReport{Dir: dir, KeyID: revocation.KeyID(r.KeyID()), Incarnation: r.Incarnation().String()}
 	shapes := shapesOf(r)
+	slack, _ := slackOf(r.Get)
 	report.Shapes = len(shapes)
 	stats, err := r.Records(ctx, func(records []byte) error {
 		for ; len(records) > 0; records = records[entrySize:] {
@@ -122,7 +123,7 @@ func DescribeJournal(ctx context.Context, dir string, now time.Time, each func(J
 				report.Unusable++
 				continue
 			}
-			report.count(rec, now, shapes)
+			report.count(rec, slack, now, shapes)
 			if each == nil {
 				continue
 			}
@@ -163,12 +164,12 @@ func madeAt(r revocation.Record) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-func expired(r revocation.Record, now time.Time) bool {
-	return time.Unix(int64(r.RetainUntil()), 0).Add(revocation.DefaultSlack).Before(now)
+func expired(r revocation.Record, slack time.Duration, now time.Time) bool {
+	return time.Unix(int64(r.RetainUntil()), 0).Add(slack).Before(now)
 }
 
-func (j *JournalReport) count(r revocation.Record, now time.Time, shapes map[revocation.ShapeID]bool) {
-	if expired(r, now) {
+func (j *JournalReport) count(r revocation.Record, slack time.Duration, now time.Time, shapes map[revocation.ShapeID]bool) {
+	if expired(r, slack, now) {
 		j.Expired++
 		return
 	}
@@ -225,7 +226,7 @@ func RepairJournal(ctx context.Context, dir string, now time.Time) (RepairReport
 				known = err == nil && shape.ID() == r.Shape
 				shapes[r.Shape] = known
 			}
-			if !known && !expired(r, now) {
+			if slack, _ := slackOf(get); !known && !expired(r, slack, now) {
 				report.Unusable++
 			}
 			return known

@@ -28,6 +28,7 @@ var unreachable = map[string]string{
 	"revocation.ErrRecord":        "of bytes that peers and the journal bring",
 	"revocation.ErrUnknownShape":  "of records that peers and the journal bring",
 	"revocation.ErrShapeConflict": "of records that peers and the journal bring",
+	"node.ErrSlack":               "of the start",
 	"journal.ErrLocked":           "of the start",
 	"journal.ErrNewerFormat":      "of the start",
 	"journal.ErrKeyMismatch":      "of the start",

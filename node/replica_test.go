@@ -59,11 +59,13 @@ type mesh struct {
 	t     testing.TB
 	names []string
 	wrap  func(node, peer string, s Stream) Stream // nil: none
-	nodes map[string]*Node
-	stops map[string]func()
-	mu    sync.Mutex
-	links map[string]func()
-	wg    sync.WaitGroup
+	// voting: the nodes agree on the voters by themselves; else all are.
+	voting bool
+	nodes  map[string]*Node
+	stops  map[string]func()
+	mu     sync.Mutex
+	links  map[string]func()
+	wg     sync.WaitGroup
 }
 
 func newMesh(t testing.TB, cfg Config, names ...string) *mesh {
@@ -113,7 +115,9 @@ func (m *mesh) start(name string, c Config) {
 			m.t.Error(err)
 		}
 	})
-	n.setVoters(replication.Voters{Number: 1, Hash: 7, Names: m.names}, true)
+	if !m.voting {
+		n.setVoters(replication.Voters{Number: 1, Hash: 7, Names: m.names}, true)
+	}
 	m.until("replayed", func() bool { return n.replayed.Load() })
 }
 

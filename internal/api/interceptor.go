@@ -116,10 +116,7 @@ func identify(answer connect.AnyResponse, err error) string {
 }
 
 func (i interceptor) count(procedure string, err error, began time.Time) {
-	took, code := time.Since(began), codeOK
-	if err != nil {
-		code = connect.CodeOf(err).String()
-	}
+	took, code := time.Since(began), codeText(err)
 	i.server.metrics.called(procedure, code, took)
 	if i.server.log.IsTrace() {
 		i.server.log.Trace("call", "method", procedure, "code", code, "took", took.String())

@@ -101,7 +101,7 @@ func TestProfilesHandler(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if _, err := io.WriteString(conn, "GET /debug/pprof/trace?seconds=60 HTTP/1.1\r\nHost: localhost:1\r\n\r\n"); err != nil {
+		if _, err := io.WriteString(conn, "GET /debug/pprof/heap?seconds=60 HTTP/1.1\r\nHost: localhost:1\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -159,7 +159,7 @@ type Node struct {
 	fenced     atomic.Bool  // the numbers of this run are used by somebody else: other origins are due
 	inflight   atomic.Int64 // records that are on their way through the journal and not in the table yet
 	counts     writeCounts
-	ending     ending
+	census     census
 
 	filters filters
 	replica *replica
@@ -268,7 +268,7 @@ func (n *Node) Run(ctx context.Context) error {
 		g.Go(func() error { return n.replica.reissues(ctx) })
 		return n.every(ctx, n.cfg.SweepEvery, func() {
 			n.table.Sweep(n.Now())
-			n.countEnding()
+			n.count()
 			n.calls.sweep(n.cfg.Clock.Mono())
 			n.filters.sweep(n.cfg.Clock.Mono())
 		})
@@ -420,8 +420,8 @@ type Status struct {
 	Uptime        time.Duration
 	KeyID         revocation.KeyID
 	Writes        WriteStats
-	BlocksEnding  int            // blocks in force that end within 7 days, when they were last counted: at most an hour ago
-	Journal       *journal.Stats // nil with DurabilityMemory
+	Census        revocation.Census // when it was last taken: at most ten minutes ago
+	Journal       *journal.Stats    // nil with DurabilityMemory
 	JournalDir    string
 	Replication   replication.Stats
 	Voters        []string      // of the configuration in force
@@ -440,7 +440,10 @@ func (n *Node) Status() Status {
 	s := Status{
 		Name: n.cfg.Name, Version: n.cfg.Version, Ready: len(waiting) == 0, WaitingFor: waiting, Durability: n.cfg.Durability,
 		Wall: n.cfg.Clock.Now(), Guarded: r.Guarded, Clock: r.String(),
-		Table: n.table.Stats(n.Now()), Uptime: n.cfg.Clock.Mono() - n.started, KeyID: n.cfg.Key.ID(), Writes: n.counts.stats(), BlocksEnding: int(n.ending.soon.Load()),
+		Table: n.table.Stats(n.Now()), Uptime: n.cfg.Clock.Mono() - n.started, KeyID: n.cfg.Key.ID(), Writes: n.counts.stats(),
+	}
+	if c := n.census.last.Load(); c != nil {
+		s.Census = *c
 	}
 	if n.journal != nil {
 		j := n.journal.Stats()

@@ -4,6 +4,7 @@ import (
 	"math"
 	"net/http"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -50,8 +51,8 @@ func newMetrics(s *Server) *metrics {
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 30},
 		}, []string{"method", "code"}),
 		refusal: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "revokd_api_refused_total", Help: "Requests and items that were refused, by the kind of the ErrorDetail.",
-		}, []string{"kind"}),
+			Name: "revokd_api_refused_total", Help: "Requests and items that were refused, by the kind of the ErrorDetail, and of which method, if it got as far.",
+		}, []string{"kind", "method"}),
 		strangers: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "revokd_api_unknown_tokens_total", Help: "Bearer tokens that are not in force, or not ours.",
 		}),
@@ -80,7 +81,7 @@ func (m *metrics) called(method, code string, d time.Duration) {
 	m.seconds.WithLabelValues(method, code).Observe(d.Seconds())
 }
 
-func (m *metrics) refused(kind string) { m.refusal.WithLabelValues(kind).Inc() }
+func (m *metrics) refused(kind, method string) { m.refusal.WithLabelValues(kind, method).Inc() }
 
 func (m *metrics) checked(v revocation.Verdict) {
 	if v.Status != revocation.Unknown {
@@ -112,7 +113,11 @@ var (
 	descBytesLimit  = desc("memory_limit_bytes", "Memory that may be used for records.")
 	descShapes      = desc("live_shapes", "Combinations of claim names with live records.")
 	descShapesLimit = desc("live_shapes_limit", "Combinations of claim names that writers may bring to life.")
-	descEnding      = desc("blocks_ending", "Blocks in force that end within 7 days, counted once an hour.")
+	descEnding      = desc("blocks_ending", "Blocks in force that end within 7 days, counted every ten minutes.")
+	descKinds       = desc("records_by_rule", "Live records by the claims that they name and their rule, counted every ten minutes; the 100 largest kinds, and the rest as other.", "claims", "rule")
+	descFilterFull  = desc("filter_saturation", "Records that the filter holds, freed ones included, over those it is made for.")
+	descFilterWrong = desc("filter_false_positives_ratio", "Share of absent keys that the filter cannot exclude, measured every ten minutes.")
+	descFilterBytes = desc("filter_bytes", "Memory of the filter.")
 	descExpired     = desc("expired_total", "Records freed because their time had passed.")
 	descWrites      = desc("writes_total", "Requests to write, by what became of them.", "outcome")
 	descOpen        = desc("api_connections", "Open connections.")
@@ -213,7 +218,11 @@ func (c nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descBytesLimit, float64(st.Table.BytesLimit))
 	gauge(descShapes, float64(st.Table.LiveShapes))
 	gauge(descShapesLimit, revocation.MaxLiveShapes)
-	gauge(descEnding, float64(st.BlocksEnding))
+	gauge(descEnding, float64(st.Census.BlocksEnding))
+	collectKinds(st.Census.Kinds, gauge)
+	gauge(descFilterFull, st.Table.Saturation)
+	gauge(descFilterWrong, st.Census.FilterWrong)
+	gauge(descFilterBytes, float64(st.Table.FilterBits/8))
 	counter(descExpired, st.Table.Expired)
 	for outcome, n := range map[string]uint64{
 		"revoked": st.Writes.Revoked, "covered": st.Writes.Covered, "already_expired": st.Writes.AlreadyExpired,
@@ -249,6 +258,27 @@ type (
 	gaugeFunc   func(d *prometheus.Desc, v float64, labels ...string)
 	counterFunc func(d *prometheus.Desc, v uint64, labels ...string)
 )
+
+// maxKinds bounds the series of collectKinds: other nodes may bring any number of shapes.
+const maxKinds = 100
+
+func collectKinds(kinds []revocation.KindCount, gauge gaugeFunc) {
+	other := 0
+	for i, k := range kinds {
+		if i >= maxKinds {
+			other += k.Records
+			continue
+		}
+		claims := strings.Join(k.Shape.Names, ",")
+		if k.Class == revocation.ClassBelow {
+			claims += " < " + k.Shape.Compared
+		}
+		gauge(descKinds, float64(k.Records), claims, k.Class.String())
+	}
+	if len(kinds) > maxKinds {
+		gauge(descKinds, float64(other), "other", "other")
+	}
+}
 
 func (c nodeCollector) collectReplication(st node.Status, gauge gaugeFunc, counter counterFunc) {
 	gauge(descVoters, float64(len(st.Voters)))

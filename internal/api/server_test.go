@@ -787,7 +787,7 @@ var metricLine = regexp.MustCompile(`(?m)^(revokd_[a-z_]+?)(_bucket|_sum|_count)
 
 // Every metric is documented, and every one that is documented is there.
 func TestMetricsAreDocumented(t *testing.T) {
-	f := start(t, func(c *setup) { c.paired = true })
+	f := start(t, func(c *setup) { c.paired, c.node.SweepEvery = true, 10*time.Millisecond })
 	token := f.mint(devissuer.Params{Sub: "canary"})
 	f.post("Revoke", `{"token":"`+token+`"}`)
 	f.post("Check", `{"token":"`+token+`"}`)
@@ -795,7 +795,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	eventually(t, "the other node says that it holds the record", func() bool {
 		f.clock.Advance(5 * time.Millisecond)
 		_, text := f.get("/metrics")
-		return strings.Contains(text, `revokd_peer_lag_seconds_count{peer="n2"} 1`) && strings.Contains(text, `revokd_peer_rtt_seconds{`)
+		return strings.Contains(text, `revokd_peer_lag_seconds_count{peer="n2"} 1`) && strings.Contains(text, `revokd_peer_rtt_seconds{`) && strings.Contains(text, `revokd_records_by_rule{claims="iss,jti",rule="deny"} 1`)
 	})
 	_, text := f.get("/metrics")
 	for _, want := range []string{
@@ -806,7 +806,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		`revokd_checks_total{cause="",verdict="revoked"} 1`, `revokd_writes_total{outcome="revoked"} 1`, "revokd_records 1",
 		`revokd_api_requests_total{code="ok",method="/revokd.v1.RevocationService/Check"} 1`,
 		`revokd_api_requests_total{code="invalid_argument",method="/revokd.v1.RevocationService/Check"} 1`,
-		`revokd_api_refused_total{kind="malformed"} 1`, "revokd_live_shapes 1", `revokd_durability_info{durability="memory"} 1`,
+		`revokd_api_refused_total{kind="malformed",method="/revokd.v1.RevocationService/Check"} 1`, "revokd_live_shapes 1", `revokd_durability_info{durability="memory"} 1`,
 		"go_goroutines ", "process_open_fds ",
 	} {
 		if !strings.Contains(text, want) {

@@ -230,7 +230,7 @@ func (s revocations) Status(context.Context, *connect.Request[revokdv1.StatusReq
 		Node: st.Name, Version: st.Version, Ready: len(waiting) == 0, WaitingFor: waiting, Durability: durabilityAnswer(st.Durability),
 		Now: timestamppb.New(st.Wall), Guarded: timestamppb.New(st.Guarded), Clock: st.Clock,
 		Records: int64(st.Table.Items), RecordsLimit: int64(st.Table.Limit), MemoryBytes: st.Table.Bytes,
-		BlocksEndingSoon: int64(st.BlocksEnding),
+		BlocksEndingSoon: int64(st.Census.BlocksEnding),
 		LiveShapes:       int32(st.Table.LiveShapes), LiveShapesLimit: revocation.MaxLiveShapes,
 		Uptime: durationpb.New(st.Uptime), KeyId: st.KeyID.String(), Dev: s.cfg.Dev != nil, Issuers: s.node.Policy().IssuerNames(),
 		Replication: replicationAnswer(st, s.node.Peers()),

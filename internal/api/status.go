@@ -210,7 +210,7 @@ func (s *Server) refusal(err error, method string) *connect.Error {
 		return coded // by connect itself, or from here
 	}
 	o, valueKind, known := outcomeOf(err)
-	s.metrics.refused(o.kind)
+	s.metrics.refused(o.kind, method)
 	coded := connect.NewError(o.code, &told{o.message, err})
 	if detail, err := connect.NewErrorDetail(detailOf(o, valueKind)); err == nil {
 		coded.AddDetail(detail)
@@ -241,7 +241,7 @@ func (e *told) Unwrap() error { return e.cause }
 // itemError is refusal for one item of several.
 func (s *Server) itemError(err error, method string) *revokdv1.ItemError {
 	o, valueKind, known := outcomeOf(err)
-	s.metrics.refused(o.kind)
+	s.metrics.refused(o.kind, method)
 	if !known {
 		s.unexpected(err, method)
 	}

@@ -30,7 +30,7 @@ func (l *lockedLog) String() string {
 	return l.b.String()
 }
 
-// What ends within a week is counted at most once an hour and logged at most once a day.
+// What ends within a week is counted every ten minutes and logged at most once a day.
 func TestBlocksEndingSoon(t *testing.T) {
 	var log lockedLog
 	c := clocktest.New(start)
@@ -38,21 +38,21 @@ func TestBlocksEndingSoon(t *testing.T) {
 	write(t, n, revocation.Request{Action: revocation.Block, Match: match(t, "iss=i,sub=canary"), ExpiresAt: start.Add(48 * time.Hour).UnixMilli()})
 	check := func(what string, soon, warnings int) {
 		t.Helper()
-		n.countEnding()
-		if got := n.Status().BlocksEnding; got != soon || strings.Count(log.String(), "blocks end soon") != warnings {
+		n.count()
+		if got := n.Status().Census.BlocksEnding; got != soon || strings.Count(log.String(), "blocks end soon") != warnings {
 			t.Errorf("%s: %d end soon, want %d; log %s", what, got, soon, log.String())
 		}
 	}
 	check("at once", 1, 1)
 	write(t, n, revocation.Request{Action: revocation.Block, Match: match(t, "iss=i,sub=another"), ExpiresAt: start.Add(time.Hour).UnixMilli()})
-	check("within the hour", 1, 1)
-	c.Advance(time.Hour - time.Second)
+	check("before it is time", 1, 1)
+	c.Advance(censusEvery - time.Second)
 	n.tick()
 	check("still", 1, 1)
 	c.Advance(time.Second)
 	n.tick()
-	check("an hour later", 2, 1)
-	c.Advance(23 * time.Hour)
+	check("ten minutes later", 2, 1)
+	c.Advance(24 * time.Hour)
 	n.tick()
 	check("a day later", 1, 2)
 	if strings.Contains(log.String(), "canary") {

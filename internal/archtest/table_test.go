@@ -116,6 +116,7 @@ var libraries = []library{
 	{"go.opentelemetry.io/proto/otlp", "Apache-2.0", "reads in tests what was sent", ""},
 	{"go.uber.org/goleak", "MIT", "finds goroutines without an owner in tests", ""},
 	{"go.yaml.in/yaml/v3", "MIT", "the configuration file and the credentials, with the line of each mistake", "cmd/revokd internal/credentials"},
+	{"golang.org/x/crypto/x509roots/fallback", "BSD-3-Clause", "certificate authorities where the system has none, as in an image from scratch", "cmd/revokd"},
 	{"golang.org/x/net", "BSD-3-Clause", "frames of HTTP/2 that no client sends, in tests", ""},
 	{"golang.org/x/sync", "BSD-3-Clause", "errgroup: Run returns when all it started has ended", "internal/audit node internal/app token cmd/revokd/internal/bulk cluster"},
 	{"golang.org/x/sys", "BSD-3-Clause", "CLOCK_BOOTTIME, and memory outside the heap", "internal/clock ttlstore"},

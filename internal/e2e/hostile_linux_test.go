@@ -111,7 +111,7 @@ func hostile(t *testing.T, g *prey, client func() *http.Client) {
 	using.Wait()
 	u.report()
 
-	// docs/operations.md allows 64 MiB for requests under way, and 128 KiB for each connection that sends. The attacks together get no more than the first.
+	// docs/operations.md allows 64 MiB for requests under way, and more for each connection that sends. The attacks together get no more than the first.
 	if bound := quietRSS + 64<<20; peak.Load() > bound {
 		t.Errorf("memory: %d MiB, limit %d MiB", peak.Load()>>20, bound>>20)
 	}

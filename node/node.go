@@ -161,6 +161,8 @@ type Node struct {
 	counts     writeCounts
 	census     census
 
+	rehearsals rehearsals
+
 	filters filters
 	replica *replica
 	members *membership // nil on a lone node
@@ -194,6 +196,8 @@ func New(cfg Config) (*Node, error) {
 	limits := table.Stats(0)
 	n.maxRecords, n.maxBytes = limits.Limit-cfg.Store.Reserve, limits.BytesLimit/10*9
 	n.calls = newCalls()
+	n.rehearsals.recent = revocation.NewSample(sampledChecks)
+	n.rehearsals.due.Store(sampledAtOnce)
 	n.replica = newReplica(n)
 	n.setGuard(time.Time{})
 	if cfg.Durability == DurabilityMemory {
@@ -248,7 +252,12 @@ func (n *Node) clockState() string {
 // disk that fails later does not end it: writes fail and checks go on.
 func (n *Node) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return n.every(ctx, tickEvery, func() { n.tick() }) })
+	g.Go(func() error {
+		return n.every(ctx, tickEvery, func() {
+			n.tick()
+			n.rehearsals.tick()
+		})
+	})
 	g.Go(func() error {
 		if err := n.start(ctx); err != nil {
 			return err
@@ -367,7 +376,9 @@ func (n *Node) Check(c *revocation.Claims) revocation.Verdict { return n.CheckFr
 // CheckFresh is Check with options.
 func (n *Node) CheckFresh(c *revocation.Claims, o CheckOptions) revocation.Verdict {
 	f := n.fresh.Load() // before the table is read: what the view is said to hold has been in it then
-	return n.judge(n.table.Check(c, n.now.Load()), f, o)
+	v := n.judge(n.table.Check(c, n.now.Load()), f, o)
+	n.sampled(c, v)
+	return v
 }
 
 // Begin starts a check before the token's signature has been verified, and [Node.End] finishes it afterwards: most of its cost is waiting for

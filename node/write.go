@@ -161,11 +161,8 @@ func (n *Node) Write(ctx context.Context, requests []revocation.Request, o Write
 	if len(requests) == 0 || len(requests) > MaxBatch {
 		return nil, Receipt{}, ErrTooMany
 	}
-	if !n.complete.Load() {
-		return nil, Receipt{}, ErrNotReady
-	}
-	if n.members != nil && n.members.refuses.Load() {
-		return nil, Receipt{}, fmt.Errorf("%w: it is %s off from the median of the other nodes'", ErrClock, n.ClockOffset())
+	if err := n.writable(); err != nil {
+		return nil, Receipt{}, err
 	}
 	if t := o.Timing; t != nil {
 		*t = Timing{mono: n.cfg.Clock.Mono, began: n.cfg.Clock.Mono()}
@@ -201,6 +198,17 @@ func (n *Node) Write(ctx context.Context, requests []revocation.Request, o Write
 		}
 		carryOut = func() (written, error) { return n.restamp(ctx, requests, done, lost, o) }
 	}
+}
+
+// writable returns an error while no request can be carried out.
+func (n *Node) writable() error {
+	if !n.complete.Load() {
+		return ErrNotReady
+	}
+	if n.members != nil && n.members.refuses.Load() {
+		return fmt.Errorf("%w: it is %s off from the median of the other nodes'", ErrClock, n.ClockOffset())
+	}
+	return nil
 }
 
 // maxRestamps is how often a block is written again because another node held a later stamp.
@@ -329,6 +337,9 @@ func believable(r clock.Reading) bool {
 
 // writing is a call of Write on its way through the journal: the records that were not covered.
 type writing struct {
+	rehearsal bool // nothing is to be changed
+	live      bool // of a rehearsal: the last shape has live records
+
 	node     *Node
 	lane     replication.Lane
 	entries  []entry
@@ -416,7 +427,7 @@ func (w *writing) add(request int, plan revocation.Plan, records []revocation.Re
 	}
 	if covered {
 		shape := main.shape // its place is the next one's
-		result.Rule.Shape, result.Outcome = &shape, OutcomeCovered
+		result.Rule.Shape, result.Outcome, w.live = &shape, OutcomeCovered, true
 		w.entries = w.entries[:first]
 		return result
 	}
@@ -425,7 +436,13 @@ func (w *writing) add(request int, plan revocation.Plan, records []revocation.Re
 		return refused(err)
 	}
 	for i := range entries {
-		if _, err := n.table.Define(entries[i].shape, entries[i].record.RetainUntil(), now, true); err != nil {
+		var err error
+		if w.rehearsal {
+			w.live, err = n.table.Admits(entries[i].shape, now)
+		} else {
+			_, err = n.table.Define(entries[i].shape, entries[i].record.RetainUntil(), now, true)
+		}
+		if err != nil {
 			return refused(err)
 		}
 	}

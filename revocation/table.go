@@ -133,6 +133,21 @@ func (t *Table) Define(s Shape, until uint32, now int64, limited bool) (created 
 	return true, nil
 }
 
+// Admits reports whether a shape has, or may have, live records; if not, and if a writer could not bring it to life, the error is that of [Table.Define].
+func (t *Table) Admits(s Shape, now int64) (live bool, err error) {
+	sec := unixSeconds(now)
+	if held := t.view.Load().find(s); held != nil && held.horizon.Load() >= sec {
+		return true, nil
+	}
+	if !s.valid() {
+		return false, fmt.Errorf("%w: shape", ErrRecord)
+	}
+	if t.liveShapes(sec) >= MaxLiveShapes {
+		return false, ErrShapes
+	}
+	return false, nil
+}
+
 // newHorizon is called with mu held.
 func (t *Table) newHorizon(until uint32) *atomic.Uint32 {
 	if len(t.horizons) == 0 {

@@ -314,6 +314,29 @@ func writeText(w io.Writer, res *revokdv1.RevokeResponse) {
 	}
 }
 
+// rehearsalText is the answer to a rehearsal.
+func rehearsalText(w io.Writer, m *revokdv1.RehearseResponse) {
+	fmt.Fprint(w, "nothing was written; it would be\n  ")
+	writeText(w, m.GetResult())
+	if m.GetResult().GetRule() != nil {
+		about := ""
+		if m.GetShapeRecordsEstimated() {
+			about = "about "
+		}
+		if m.GetShapeLive() {
+			fmt.Fprintf(w, "claims  in use: %s%d live revocations have these names and this rule\n", about, m.GetShapeRecords())
+		} else {
+			fmt.Fprintln(w, "claims  new: no live revocation has these names")
+		}
+	}
+	if m.GetChecks() == 0 {
+		fmt.Fprintln(w, "checks  none: this node answered none in the last minutes")
+		return
+	}
+	fmt.Fprintf(w, "checks  %d since %s: %d would have been refused, %d match and were refused anyhow, %d unclear\n",
+		m.GetChecks(), formatTime(m.GetChecksSince()), m.GetWouldRefuse(), m.GetAlreadyRefused(), m.GetUnclear())
+}
+
 // sizeText writes a number of bytes for people.
 func sizeText(n int64) string {
 	const unit = 1024

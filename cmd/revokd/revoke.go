@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
+	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 )
 
 // enumNames returns the names of an enum's values as people type them, without the zero value, in order of their numbers.
@@ -40,6 +41,7 @@ type writeFlags struct {
 	comment     string
 	key         string
 	confirm     string
+	dryRun      bool
 }
 
 func (f *writeFlags) add(cmd *cobra.Command) {
@@ -50,6 +52,7 @@ func (f *writeFlags) add(cmd *cobra.Command) {
 	cmd.Flags().Var(&f.ackTimeout, "ack-timeout", "how long the node waits for them, at most 30s; then the command fails and says who has confirmed; nothing is rolled back (default 5s)")
 	cmd.Flags().StringVar(&f.comment, "comment", "", "free text for the audit log of the node, at most 256 bytes")
 	cmd.Flags().StringVar(&f.confirm, "confirm", "", "the code that the command was answered with, to deny every token, or every token of an issuer, after all")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "rehearse: say what it would do and which of the checks of the last minutes it would have refused, and write nothing")
 	cmd.Flags().StringVar(&f.key, "idempotency-key", "", "repeat the call with this key: it answers as the first did; --ttl and other times from now would make it another call (default: a new one)")
 }
 
@@ -178,6 +181,9 @@ enforced there, and reaches the others as soon as they can be reached.`,
 			if err != nil {
 				return err
 			}
+			if f.write.dryRun {
+				return rehearse(cmd.Context(), c, svc, &revokdv1.RehearseRequest{Request: &revokdv1.RehearseRequest_Revoke{Revoke: req}})
+			}
 			return sendWrite(cmd.Context(), c, svc.Revoke, req, req.Options)
 		},
 	}
@@ -274,6 +280,15 @@ func (f *revokeFlags) keep(c *cli, cmd *cobra.Command) (*revokdv1.Keep, error) {
 	return nil, nil
 }
 
+// rehearse asks what a write would do and prints the answer.
+func rehearse(ctx context.Context, c *cli, svc revokdv1connect.RevocationServiceClient, req *revokdv1.RehearseRequest) error {
+	res, err := call(ctx, c, svc.Rehearse, req)
+	if err != nil {
+		return err
+	}
+	return c.print(res, func(w io.Writer) { rehearsalText(w, res) })
+}
+
 // sendWrite sends a write and prints its answer. When nobody can know whether it happened, the error says how to repeat it.
 // What would deny everything, it sends again if a person who reads what that is agrees.
 func sendWrite[Req any](ctx context.Context, c *cli, m method[Req, revokdv1.RevokeResponse], req *Req, o *revokdv1.WriteOptions) error {
@@ -366,6 +381,9 @@ application that must not come back. A block ends at its deadline, by default th
 				return err
 			}
 			req := &revokdv1.BlockRequest{Match: m, ExpiresAt: until, Reason: write.reasonValue(), Comment: write.comment, Options: write.options()}
+			if write.dryRun {
+				return rehearse(cmd.Context(), c, svc, &revokdv1.RehearseRequest{Request: &revokdv1.RehearseRequest_Block{Block: req}})
+			}
 			return sendWrite(cmd.Context(), c, svc.Block, req, req.Options)
 		},
 	}
@@ -399,6 +417,9 @@ lifted; where a token was revoked, issue a new one.`,
 				return err
 			}
 			req := &revokdv1.UnblockRequest{Match: m, Reason: write.reasonValue(), Comment: write.comment, Options: write.options()}
+			if write.dryRun {
+				return rehearse(cmd.Context(), c, svc, &revokdv1.RehearseRequest{Request: &revokdv1.RehearseRequest_Unblock{Unblock: req}})
+			}
 			return sendWrite(cmd.Context(), c, svc.Unblock, req, req.Options)
 		},
 	}

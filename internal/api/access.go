@@ -49,6 +49,7 @@ var access = map[string][]pki.Role{
 	revokdv1connect.RevocationServiceRevokeProcedure:       writers,
 	revokdv1connect.RevocationServiceRevokeBatchProcedure:  writers,
 	revokdv1connect.RevocationServiceRevokeStreamProcedure: writers,
+	revokdv1connect.RevocationServiceRehearseProcedure:     writers,
 	revokdv1connect.RevocationServiceBlockProcedure:        writers,
 	revokdv1connect.RevocationServiceUnblockProcedure:      writers,
 

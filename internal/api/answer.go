@@ -98,6 +98,17 @@ func resultAnswer(r node.Result) *revokdv1.RevokeResponse {
 	return m
 }
 
+func rehearsalAnswer(r node.Rehearsal) *revokdv1.RehearseResponse {
+	m := &revokdv1.RehearseResponse{
+		Result: resultAnswer(r.Result), ShapeLive: r.ShapeLive, ShapeRecords: r.ShapeRecords, ShapeRecordsEstimated: r.ShapeRecordsEstimated,
+		Checks: int64(r.Checks.Checks), WouldRefuse: int64(r.Checks.Refused), AlreadyRefused: int64(r.Checks.Already), Unclear: int64(r.Checks.Unclear),
+	}
+	if r.Checks.Checks > 0 {
+		m.ChecksSince = at(r.Checks.Since)
+	}
+	return m
+}
+
 func durabilityAnswer(d node.Durability) revokdv1.Durability {
 	if d == node.DurabilityMemory {
 		return revokdv1.Durability_DURABILITY_MEMORY

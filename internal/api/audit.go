@@ -130,6 +130,10 @@ func (t *trail) unary(ctx context.Context, request any, w *wrote, err error) err
 	if changesNothing(request) {
 		return nil
 	}
+	if m, ok := request.(*revokdv1.RehearseRequest); ok {
+		request = rehearsed(m)
+		t.base.Kind = "rehearsal"
+	}
 	return t.append(ctx, 1, func(_ int, e *audit.Event) {
 		*e = t.base
 		switch m := request.(type) {
@@ -139,7 +143,7 @@ func (t *trail) unary(ctx context.Context, request any, w *wrote, err error) err
 			t.block(e, revocation.ClassBlock, m.GetMatch(), m.GetReason(), m.GetComment(), w, err)
 		case *revokdv1.UnblockRequest:
 			t.block(e, revocation.ClassUnblock, m.GetMatch(), m.GetReason(), m.GetComment(), w, err)
-		case *revokdv1.RevokeBatchRequest:
+		case *revokdv1.RevokeBatchRequest, nil:
 			t.failed(e, err)
 		default:
 			t.change(e, request)
@@ -218,7 +222,7 @@ func (t *trail) became(e *audit.Event, i int, w *wrote, err error) {
 	if r.Rule.Shape != nil {
 		e.Rule, e.Claims, e.Compared, e.Expires = r.Rule.Class.String(), r.Rule.Shape.Names, r.Rule.Shape.Compared, int64(r.Rule.ExpiresAt)
 	}
-	if r.Outcome != 0 && r.Outcome != node.OutcomeAlreadyExpired {
+	if e.Kind == "write" && r.Outcome != 0 && r.Outcome != node.OutcomeAlreadyExpired {
 		e.Durability, e.Ack, e.Confirmed = w.receipt.Durability.String(), w.receipt.Ack.String(), w.receipt.Confirmed
 	}
 	if err != nil {
@@ -355,6 +359,7 @@ func cut(s string, most int) string {
 func isAudited(procedure string) bool {
 	switch procedure {
 	case revokdv1connect.RevocationServiceRevokeProcedure, revokdv1connect.RevocationServiceRevokeBatchProcedure, streamProcedure,
+		revokdv1connect.RevocationServiceRehearseProcedure,
 		revokdv1connect.RevocationServiceBlockProcedure, revokdv1connect.RevocationServiceUnblockProcedure,
 		revokdv1connect.ClusterServiceJoinProcedure, revokdv1connect.ClusterServiceLeaveProcedure,
 		revokdv1connect.ClusterServiceChangeVotersProcedure, revokdv1connect.ClusterServiceGossipKeysProcedure, backupPath:

@@ -290,3 +290,54 @@ func TestAuditThatFails(t *testing.T) {
 		}
 	}
 }
+
+// A rehearsal is refused like the write, recorded, and changes nothing.
+func TestRehearse(t *testing.T) {
+	f := start(t)
+	token := f.mint(devissuer.Params{Sub: canary, Sid: canary})
+	client := revokdv1connect.NewRevocationServiceClient(f.http, f.url)
+	check := func() revokdv1.Verdict {
+		res, err := client.Check(t.Context(), connect.NewRequest(&revokdv1.CheckRequest{Subject: &revokdv1.CheckRequest_Token{Token: token}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Msg.GetVerdict()
+	}
+	check()
+	revoke := &revokdv1.RevokeRequest{Target: &revokdv1.RevokeRequest_Token{Token: token}, Options: &revokdv1.WriteOptions{IdempotencyKey: "k"}}
+	res, err := client.Rehearse(t.Context(), connect.NewRequest(&revokdv1.RehearseRequest{Request: &revokdv1.RehearseRequest_Revoke{Revoke: revoke}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := res.Msg
+	if m.GetResult().GetOutcome() != revokdv1.Outcome_OUTCOME_REVOKED || m.GetResult().GetReceipt() != nil || m.GetShapeLive() || m.GetChecks() != 1 || m.GetWouldRefuse() != 1 || m.GetChecksSince() == nil {
+		t.Errorf("%v", m)
+	}
+	if v := check(); v != revokdv1.Verdict_VERDICT_ACTIVE {
+		t.Errorf("after a rehearsal: %v", v)
+	}
+	for _, req := range []*revokdv1.RehearseRequest{
+		{},
+		{Request: &revokdv1.RehearseRequest_Revoke{Revoke: &revokdv1.RevokeRequest{}}},
+		{Request: &revokdv1.RehearseRequest_Block{Block: &revokdv1.BlockRequest{Match: &revokdv1.Match{Claims: map[string]string{"iss": ""}}}}},
+		{Request: &revokdv1.RehearseRequest_Unblock{}},
+	} {
+		if _, err := client.Rehearse(t.Context(), connect.NewRequest(req)); connect.CodeOf(err) != connect.CodeInvalidArgument {
+			t.Errorf("%v: %v", req, err)
+		}
+	}
+	var got []string
+	for _, l := range f.auditOf("rehearsal", "write") {
+		got = append(got, fmt.Sprint(l["event"], " ", l["outcome"], " ", l["rule"], " ", l["error"], " ", l["durability"]))
+	}
+	want := []string{
+		"rehearsal revoked deny <nil> <nil>", "rehearsal refused <nil> missing <nil>", "rehearsal refused <nil> missing <nil>",
+		"rehearsal refused block malformed <nil>", "rehearsal refused unblock missing <nil>",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if res, err := client.Revoke(t.Context(), connect.NewRequest(revoke)); err != nil || res.Msg.GetOutcome() != revokdv1.Outcome_OUTCOME_REVOKED {
+		t.Errorf("the write after it: %v, %v", res, err)
+	}
+}

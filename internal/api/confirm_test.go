@@ -119,8 +119,8 @@ func TestConfirm(t *testing.T) {
 	}
 	// The audit has the first call as a refusal, and nobody's log has a code.
 	_, c := revoke(nil, "", "")
-	if !strings.Contains(s.log.String(), `"kind":"confirm"`) || strings.Contains(s.log.String(), c.GetCode()) {
-		t.Error("the log has no refusal, or the code")
+	if !strings.Contains(s.auditText(), `"error":"confirm"`) || strings.Contains(s.log.String()+s.auditText(), c.GetCode()) {
+		t.Error("the audit has no refusal, or a log the code")
 	}
 	if r := s.post("Revoke", `{"match":{}}`); r.code != "failed_precondition" || r.detail.GetKind() != "confirm" {
 		t.Errorf("%+v", r)

@@ -6,7 +6,7 @@
 // It translates. Requests become [revocation.Request] and [revocation.Claims], answers become messages, and errors
 // become codes with an ErrorDetail, in status.go and nowhere else. It decides nothing about tokens and stores nothing.
 //
-//	POST /revokd.v1.RevocationService/{Revoke,RevokeBatch,RevokeStream,Block,Unblock,Check,CheckBatch,Explain,Status}
+//	POST /revokd.v1.RevocationService/{Revoke,RevokeBatch,RevokeStream,Block,Unblock,Rehearse,Check,CheckBatch,Explain,Status}
 //	POST /revokd.v1.DevService/MintToken   only with Config.Dev
 //	POST /grpc.health.v1.Health/Check      serving as long as the node is ready
 //	POST /grpc.reflection.v1*.ServerReflection/ServerReflectionInfo

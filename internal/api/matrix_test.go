@@ -40,6 +40,7 @@ var matrix = map[string]string{
 	"POST /revokd.v1.RevocationService/RevokeStream": writes,
 	"POST /revokd.v1.RevocationService/Block":        writes,
 	"POST /revokd.v1.RevocationService/Unblock":      writes,
+	"POST /revokd.v1.RevocationService/Rehearse":     writes,
 	"POST /revokd.v1.ReplicationService/Exchange":    follows,
 	"POST /revokd.v1.ReplicationService/Lookup":      follows,
 	"POST /revokd.v1.ClusterService/Members":         asks,

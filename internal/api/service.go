@@ -25,6 +25,44 @@ type revocations struct{ *Server }
 
 var _ revokdv1connect.RevocationServiceHandler = revocations{}
 
+// Rehearse is the way of a request up to where it would be written.
+func (s revocations) Rehearse(ctx context.Context, c *connect.Request[revokdv1.RehearseRequest]) (*connect.Response[revokdv1.RehearseResponse], error) {
+	var r revocation.Request
+	var err error
+	switch m := rehearsed(c.Msg).(type) {
+	case *revokdv1.RevokeRequest:
+		r, err = s.revokeRequest(ctx, m)
+	case *revokdv1.BlockRequest:
+		r, err = s.blockingRequest(ctx, m)
+	case *revokdv1.UnblockRequest:
+		r, err = s.blockRequest(ctx, revocation.Unblock, m.GetMatch(), m.GetReason(), m.GetComment())
+	default:
+		err = bad("request", "missing", "", "a revoke, a block or an unblock")
+	}
+	if err != nil {
+		return nil, err
+	}
+	would, err := s.node.Rehearse(r)
+	if err != nil {
+		return nil, err
+	}
+	callFrom(ctx).wrote = s.auditor.wrote([]revocation.Request{r}, nil, []node.Result{would.Result}, node.Receipt{})
+	return connect.NewResponse(rehearsalAnswer(would)), nil
+}
+
+// rehearsed returns the request of a rehearsal; nil if it has none.
+func rehearsed(m *revokdv1.RehearseRequest) any {
+	switch r := m.GetRequest().(type) {
+	case *revokdv1.RehearseRequest_Revoke:
+		return r.Revoke
+	case *revokdv1.RehearseRequest_Block:
+		return r.Block
+	case *revokdv1.RehearseRequest_Unblock:
+		return r.Unblock
+	}
+	return nil
+}
+
 func (s revocations) Revoke(ctx context.Context, c *connect.Request[revokdv1.RevokeRequest]) (*connect.Response[revokdv1.RevokeResponse], error) {
 	o, err := writeOptions(c.Msg.GetOptions())
 	if err != nil {
@@ -41,22 +79,26 @@ func (s revocations) Revoke(ctx context.Context, c *connect.Request[revokdv1.Rev
 }
 
 func (s revocations) Block(ctx context.Context, c *connect.Request[revokdv1.BlockRequest]) (*connect.Response[revokdv1.RevokeResponse], error) {
-	m := c.Msg
-	o, err := writeOptions(m.GetOptions())
+	o, err := writeOptions(c.Msg.GetOptions())
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.blockRequest(ctx, revocation.Block, m.GetMatch(), m.GetReason(), m.GetComment())
+	r, err := s.blockingRequest(ctx, c.Msg)
 	if err != nil {
 		return nil, err
 	}
-	if r.ExpiresAt, err = millis("expires_at", m.GetExpiresAt()); err != nil {
-		return nil, err
-	}
-	if err := s.confirm(ctx, c.Spec().Procedure, m, &r); err != nil {
+	if err := s.confirm(ctx, c.Spec().Procedure, c.Msg, &r); err != nil {
 		return nil, err
 	}
 	return s.write(ctx, r, o)
+}
+
+func (s revocations) blockingRequest(ctx context.Context, m *revokdv1.BlockRequest) (r revocation.Request, err error) {
+	if r, err = s.blockRequest(ctx, revocation.Block, m.GetMatch(), m.GetReason(), m.GetComment()); err != nil {
+		return r, err
+	}
+	r.ExpiresAt, err = millis("expires_at", m.GetExpiresAt())
+	return r, err
 }
 
 func (s revocations) Unblock(ctx context.Context, c *connect.Request[revokdv1.UnblockRequest]) (*connect.Response[revokdv1.RevokeResponse], error) {

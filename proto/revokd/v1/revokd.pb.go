@@ -1089,6 +1089,217 @@ func (x *RevokeResponse) GetReceipt() *Receipt {
 	return nil
 }
 
+type RehearseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its options mean nothing here.
+	//
+	// Types that are valid to be assigned to Request:
+	//
+	//	*RehearseRequest_Revoke
+	//	*RehearseRequest_Block
+	//	*RehearseRequest_Unblock
+	Request       isRehearseRequest_Request `protobuf_oneof:"request"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RehearseRequest) Reset() {
+	*x = RehearseRequest{}
+	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RehearseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RehearseRequest) ProtoMessage() {}
+
+func (x *RehearseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RehearseRequest.ProtoReflect.Descriptor instead.
+func (*RehearseRequest) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RehearseRequest) GetRequest() isRehearseRequest_Request {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *RehearseRequest) GetRevoke() *RevokeRequest {
+	if x != nil {
+		if x, ok := x.Request.(*RehearseRequest_Revoke); ok {
+			return x.Revoke
+		}
+	}
+	return nil
+}
+
+func (x *RehearseRequest) GetBlock() *BlockRequest {
+	if x != nil {
+		if x, ok := x.Request.(*RehearseRequest_Block); ok {
+			return x.Block
+		}
+	}
+	return nil
+}
+
+func (x *RehearseRequest) GetUnblock() *UnblockRequest {
+	if x != nil {
+		if x, ok := x.Request.(*RehearseRequest_Unblock); ok {
+			return x.Unblock
+		}
+	}
+	return nil
+}
+
+type isRehearseRequest_Request interface {
+	isRehearseRequest_Request()
+}
+
+type RehearseRequest_Revoke struct {
+	Revoke *RevokeRequest `protobuf:"bytes,1,opt,name=revoke,proto3,oneof"`
+}
+
+type RehearseRequest_Block struct {
+	Block *BlockRequest `protobuf:"bytes,2,opt,name=block,proto3,oneof"`
+}
+
+type RehearseRequest_Unblock struct {
+	Unblock *UnblockRequest `protobuf:"bytes,3,opt,name=unblock,proto3,oneof"`
+}
+
+func (*RehearseRequest_Revoke) isRehearseRequest_Request() {}
+
+func (*RehearseRequest_Block) isRehearseRequest_Request() {}
+
+func (*RehearseRequest_Unblock) isRehearseRequest_Request() {}
+
+// RehearseResponse is what a request would do on this node now.
+type RehearseResponse struct {
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	Result                *RevokeResponse        `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`                                                               // as the request would be answered, without receipt
+	ShapeLive             bool                   `protobuf:"varint,2,opt,name=shape_live,json=shapeLive,proto3" json:"shape_live,omitempty"`                                       // there are live revocations with these names of claims: it takes no place among the live shapes
+	ShapeRecords          int64                  `protobuf:"varint,3,opt,name=shape_records,json=shapeRecords,proto3" json:"shape_records,omitempty"`                              // how many of them have this rule
+	ShapeRecordsEstimated bool                   `protobuf:"varint,4,opt,name=shape_records_estimated,json=shapeRecordsEstimated,proto3" json:"shape_records_estimated,omitempty"` // from a part of the records
+	// Checks of the last five minutes that this node answered: all of them, or a sample of at most 20 a second. Client replicas
+	// answer checks of their own, which no node knows of.
+	Checks         int64                  `protobuf:"varint,5,opt,name=checks,proto3" json:"checks,omitempty"`
+	ChecksSince    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=checks_since,json=checksSince,proto3" json:"checks_since,omitempty"`           // when the oldest was
+	WouldRefuse    int64                  `protobuf:"varint,7,opt,name=would_refuse,json=wouldRefuse,proto3" json:"would_refuse,omitempty"`          // of them, would have been refused and were not
+	AlreadyRefused int64                  `protobuf:"varint,8,opt,name=already_refused,json=alreadyRefused,proto3" json:"already_refused,omitempty"` // match, and were refused anyhow
+	Unclear        int64                  `protobuf:"varint,9,opt,name=unclear,proto3" json:"unclear,omitempty"`                                     // cannot be told: the rule compares a claim whose value is not kept
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RehearseResponse) Reset() {
+	*x = RehearseResponse{}
+	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RehearseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RehearseResponse) ProtoMessage() {}
+
+func (x *RehearseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RehearseResponse.ProtoReflect.Descriptor instead.
+func (*RehearseResponse) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RehearseResponse) GetResult() *RevokeResponse {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *RehearseResponse) GetShapeLive() bool {
+	if x != nil {
+		return x.ShapeLive
+	}
+	return false
+}
+
+func (x *RehearseResponse) GetShapeRecords() int64 {
+	if x != nil {
+		return x.ShapeRecords
+	}
+	return 0
+}
+
+func (x *RehearseResponse) GetShapeRecordsEstimated() bool {
+	if x != nil {
+		return x.ShapeRecordsEstimated
+	}
+	return false
+}
+
+func (x *RehearseResponse) GetChecks() int64 {
+	if x != nil {
+		return x.Checks
+	}
+	return 0
+}
+
+func (x *RehearseResponse) GetChecksSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChecksSince
+	}
+	return nil
+}
+
+func (x *RehearseResponse) GetWouldRefuse() int64 {
+	if x != nil {
+		return x.WouldRefuse
+	}
+	return 0
+}
+
+func (x *RehearseResponse) GetAlreadyRefused() int64 {
+	if x != nil {
+		return x.AlreadyRefused
+	}
+	return 0
+}
+
+func (x *RehearseResponse) GetUnclear() int64 {
+	if x != nil {
+		return x.Unclear
+	}
+	return 0
+}
+
 // Receipt says where the write is.
 type Receipt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1103,7 +1314,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1326,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[7]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1339,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{7}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Receipt) GetDurability() Durability {
@@ -1177,7 +1388,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1400,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[8]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1413,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{8}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Position) GetOrigin() uint64 {
@@ -1232,7 +1443,7 @@ type BlockRequest struct {
 
 func (x *BlockRequest) Reset() {
 	*x = BlockRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1455,7 @@ func (x *BlockRequest) String() string {
 func (*BlockRequest) ProtoMessage() {}
 
 func (x *BlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[9]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1468,7 @@ func (x *BlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockRequest.ProtoReflect.Descriptor instead.
 func (*BlockRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{9}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BlockRequest) GetMatch() *Match {
@@ -1307,7 +1518,7 @@ type UnblockRequest struct {
 
 func (x *UnblockRequest) Reset() {
 	*x = UnblockRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1530,7 @@ func (x *UnblockRequest) String() string {
 func (*UnblockRequest) ProtoMessage() {}
 
 func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[10]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1543,7 @@ func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockRequest.ProtoReflect.Descriptor instead.
 func (*UnblockRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{10}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UnblockRequest) GetMatch() *Match {
@@ -1373,7 +1584,7 @@ type RevokeBatchRequest struct {
 
 func (x *RevokeBatchRequest) Reset() {
 	*x = RevokeBatchRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1596,7 @@ func (x *RevokeBatchRequest) String() string {
 func (*RevokeBatchRequest) ProtoMessage() {}
 
 func (x *RevokeBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[11]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1609,7 @@ func (x *RevokeBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBatchRequest.ProtoReflect.Descriptor instead.
 func (*RevokeBatchRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{11}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RevokeBatchRequest) GetItems() []*RevokeRequest {
@@ -1425,7 +1636,7 @@ type RevokeBatchResponse struct {
 
 func (x *RevokeBatchResponse) Reset() {
 	*x = RevokeBatchResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1648,7 @@ func (x *RevokeBatchResponse) String() string {
 func (*RevokeBatchResponse) ProtoMessage() {}
 
 func (x *RevokeBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[12]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1661,7 @@ func (x *RevokeBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBatchResponse.ProtoReflect.Descriptor instead.
 func (*RevokeBatchResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{12}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevokeBatchResponse) GetResults() []*RevokeResult {
@@ -1477,7 +1688,7 @@ type RevokeResult struct {
 
 func (x *RevokeResult) Reset() {
 	*x = RevokeResult{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1700,7 @@ func (x *RevokeResult) String() string {
 func (*RevokeResult) ProtoMessage() {}
 
 func (x *RevokeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[13]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1713,7 @@ func (x *RevokeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResult.ProtoReflect.Descriptor instead.
 func (*RevokeResult) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{13}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeResult) GetResponse() *RevokeResponse {
@@ -1530,7 +1741,7 @@ type ItemError struct {
 
 func (x *ItemError) Reset() {
 	*x = ItemError{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1753,7 @@ func (x *ItemError) String() string {
 func (*ItemError) ProtoMessage() {}
 
 func (x *ItemError) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[14]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1766,7 @@ func (x *ItemError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemError.ProtoReflect.Descriptor instead.
 func (*ItemError) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{14}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ItemError) GetCode() string {
@@ -1589,7 +1800,7 @@ type RevokeStreamRequest struct {
 
 func (x *RevokeStreamRequest) Reset() {
 	*x = RevokeStreamRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1601,7 +1812,7 @@ func (x *RevokeStreamRequest) String() string {
 func (*RevokeStreamRequest) ProtoMessage() {}
 
 func (x *RevokeStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[15]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1614,7 +1825,7 @@ func (x *RevokeStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStreamRequest.ProtoReflect.Descriptor instead.
 func (*RevokeStreamRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{15}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevokeStreamRequest) GetItems() []*RevokeRequest {
@@ -1646,7 +1857,7 @@ type RevokeStreamResponse struct {
 
 func (x *RevokeStreamResponse) Reset() {
 	*x = RevokeStreamResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1869,7 @@ func (x *RevokeStreamResponse) String() string {
 func (*RevokeStreamResponse) ProtoMessage() {}
 
 func (x *RevokeStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[16]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1882,7 @@ func (x *RevokeStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStreamResponse.ProtoReflect.Descriptor instead.
 func (*RevokeStreamResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{16}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RevokeStreamResponse) GetAcknowledged() int64 {
@@ -1733,7 +1944,7 @@ type IndexedError struct {
 
 func (x *IndexedError) Reset() {
 	*x = IndexedError{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1956,7 @@ func (x *IndexedError) String() string {
 func (*IndexedError) ProtoMessage() {}
 
 func (x *IndexedError) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[17]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1969,7 @@ func (x *IndexedError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexedError.ProtoReflect.Descriptor instead.
 func (*IndexedError) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{17}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *IndexedError) GetIndex() int64 {
@@ -1791,7 +2002,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +2014,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[18]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +2027,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{18}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CheckRequest) GetSubject() isCheckRequest_Subject {
@@ -1898,7 +2109,7 @@ type CheckBatchRequest struct {
 
 func (x *CheckBatchRequest) Reset() {
 	*x = CheckBatchRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2121,7 @@ func (x *CheckBatchRequest) String() string {
 func (*CheckBatchRequest) ProtoMessage() {}
 
 func (x *CheckBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[19]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2134,7 @@ func (x *CheckBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckBatchRequest.ProtoReflect.Descriptor instead.
 func (*CheckBatchRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{19}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CheckBatchRequest) GetItems() []*CheckRequest {
@@ -1942,7 +2153,7 @@ type CheckBatchResponse struct {
 
 func (x *CheckBatchResponse) Reset() {
 	*x = CheckBatchResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2165,7 @@ func (x *CheckBatchResponse) String() string {
 func (*CheckBatchResponse) ProtoMessage() {}
 
 func (x *CheckBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[20]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2178,7 @@ func (x *CheckBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckBatchResponse.ProtoReflect.Descriptor instead.
 func (*CheckBatchResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{20}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CheckBatchResponse) GetResults() []*CheckResult {
@@ -1987,7 +2198,7 @@ type CheckResult struct {
 
 func (x *CheckResult) Reset() {
 	*x = CheckResult{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2210,7 @@ func (x *CheckResult) String() string {
 func (*CheckResult) ProtoMessage() {}
 
 func (x *CheckResult) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[21]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2223,7 @@ func (x *CheckResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResult.ProtoReflect.Descriptor instead.
 func (*CheckResult) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{21}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CheckResult) GetResponse() *CheckResponse {
@@ -2041,7 +2252,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2053,7 +2264,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[22]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2066,7 +2277,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{22}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CheckResponse) GetVerdict() Verdict {
@@ -2114,7 +2325,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2126,7 +2337,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[23]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2139,7 +2350,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{23}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Rule) GetKind() RuleKind {
@@ -2208,7 +2419,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2431,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[24]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2444,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{24}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExplainResponse) GetVerdict() *CheckResponse {
@@ -2258,7 +2469,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2481,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[25]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2494,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{25}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{27}
 }
 
 type StatusResponse struct {
@@ -2315,7 +2526,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2327,7 +2538,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[26]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2340,7 +2551,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StatusResponse) GetNode() string {
@@ -2501,7 +2712,7 @@ type ReplicationStatus struct {
 
 func (x *ReplicationStatus) Reset() {
 	*x = ReplicationStatus{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +2724,7 @@ func (x *ReplicationStatus) String() string {
 func (*ReplicationStatus) ProtoMessage() {}
 
 func (x *ReplicationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[27]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +2737,7 @@ func (x *ReplicationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationStatus.ProtoReflect.Descriptor instead.
 func (*ReplicationStatus) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{27}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReplicationStatus) GetVoters() []string {
@@ -2612,7 +2823,7 @@ type JournalStatus struct {
 
 func (x *JournalStatus) Reset() {
 	*x = JournalStatus{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2624,7 +2835,7 @@ func (x *JournalStatus) String() string {
 func (*JournalStatus) ProtoMessage() {}
 
 func (x *JournalStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[28]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2637,7 +2848,7 @@ func (x *JournalStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalStatus.ProtoReflect.Descriptor instead.
 func (*JournalStatus) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{28}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *JournalStatus) GetDir() string {
@@ -2689,7 +2900,7 @@ type MintTokenRequest struct {
 
 func (x *MintTokenRequest) Reset() {
 	*x = MintTokenRequest{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +2912,7 @@ func (x *MintTokenRequest) String() string {
 func (*MintTokenRequest) ProtoMessage() {}
 
 func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[29]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +2925,7 @@ func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenRequest.ProtoReflect.Descriptor instead.
 func (*MintTokenRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{29}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MintTokenRequest) GetSub() string {
@@ -2768,7 +2979,7 @@ type MintTokenResponse struct {
 
 func (x *MintTokenResponse) Reset() {
 	*x = MintTokenResponse{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +2991,7 @@ func (x *MintTokenResponse) String() string {
 func (*MintTokenResponse) ProtoMessage() {}
 
 func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[30]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +3004,7 @@ func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenResponse.ProtoReflect.Descriptor instead.
 func (*MintTokenResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{30}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MintTokenResponse) GetToken() string {
@@ -2816,7 +3027,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[31]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2828,7 +3039,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[31]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +3052,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{31}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -2890,7 +3101,7 @@ type ExplainResponse_Step struct {
 
 func (x *ExplainResponse_Step) Reset() {
 	*x = ExplainResponse_Step{}
-	mi := &file_revokd_v1_revokd_proto_msgTypes[35]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +3113,7 @@ func (x *ExplainResponse_Step) String() string {
 func (*ExplainResponse_Step) ProtoMessage() {}
 
 func (x *ExplainResponse_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_revokd_proto_msgTypes[35]
+	mi := &file_revokd_v1_revokd_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +3126,7 @@ func (x *ExplainResponse_Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse_Step.ProtoReflect.Descriptor instead.
 func (*ExplainResponse_Step) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{24, 0}
+	return file_revokd_v1_revokd_proto_rawDescGZIP(), []int{26, 0}
 }
 
 func (x *ExplainResponse_Step) GetClaims() []string {
@@ -3019,7 +3230,23 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\aoutcome\x18\x01 \x01(\x0e2\x12.revokd.v1.OutcomeR\aoutcome\x12#\n" +
 	"\x04rule\x18\x02 \x01(\v2\x0f.revokd.v1.RuleR\x04rule\x12=\n" +
 	"\fusable_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vusableAfter\x12,\n" +
-	"\areceipt\x18\x04 \x01(\v2\x12.revokd.v1.ReceiptR\areceipt\"\xda\x01\n" +
+	"\areceipt\x18\x04 \x01(\v2\x12.revokd.v1.ReceiptR\areceipt\"\xb8\x01\n" +
+	"\x0fRehearseRequest\x122\n" +
+	"\x06revoke\x18\x01 \x01(\v2\x18.revokd.v1.RevokeRequestH\x00R\x06revoke\x12/\n" +
+	"\x05block\x18\x02 \x01(\v2\x17.revokd.v1.BlockRequestH\x00R\x05block\x125\n" +
+	"\aunblock\x18\x03 \x01(\v2\x19.revokd.v1.UnblockRequestH\x00R\aunblockB\t\n" +
+	"\arequest\"\xfe\x02\n" +
+	"\x10RehearseResponse\x121\n" +
+	"\x06result\x18\x01 \x01(\v2\x19.revokd.v1.RevokeResponseR\x06result\x12\x1d\n" +
+	"\n" +
+	"shape_live\x18\x02 \x01(\bR\tshapeLive\x12#\n" +
+	"\rshape_records\x18\x03 \x01(\x03R\fshapeRecords\x126\n" +
+	"\x17shape_records_estimated\x18\x04 \x01(\bR\x15shapeRecordsEstimated\x12\x16\n" +
+	"\x06checks\x18\x05 \x01(\x03R\x06checks\x12=\n" +
+	"\fchecks_since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vchecksSince\x12!\n" +
+	"\fwould_refuse\x18\a \x01(\x03R\vwouldRefuse\x12'\n" +
+	"\x0falready_refused\x18\b \x01(\x03R\x0ealreadyRefused\x12\x18\n" +
+	"\aunclear\x18\t \x01(\x03R\aunclear\"\xda\x01\n" +
 	"\aReceipt\x125\n" +
 	"\n" +
 	"durability\x18\x01 \x01(\x0e2\x15.revokd.v1.DurabilityR\n" +
@@ -3224,13 +3451,14 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\x0fRULE_KIND_BELOW\x10\x03\x12\x13\n" +
 	"\x0fRULE_KIND_BLOCK\x10\x04\x12\x15\n" +
 	"\x11RULE_KIND_UNBLOCK\x10\x05\x12\x12\n" +
-	"\x0eRULE_KIND_KEEP\x10\x062\x8d\x05\n" +
+	"\x0eRULE_KIND_KEEP\x10\x062\xd7\x05\n" +
 	"\x11RevocationService\x12=\n" +
 	"\x06Revoke\x12\x18.revokd.v1.RevokeRequest\x1a\x19.revokd.v1.RevokeResponse\x12L\n" +
 	"\vRevokeBatch\x12\x1d.revokd.v1.RevokeBatchRequest\x1a\x1e.revokd.v1.RevokeBatchResponse\x12S\n" +
 	"\fRevokeStream\x12\x1e.revokd.v1.RevokeStreamRequest\x1a\x1f.revokd.v1.RevokeStreamResponse(\x010\x01\x12;\n" +
 	"\x05Block\x12\x17.revokd.v1.BlockRequest\x1a\x19.revokd.v1.RevokeResponse\x12?\n" +
-	"\aUnblock\x12\x19.revokd.v1.UnblockRequest\x1a\x19.revokd.v1.RevokeResponse\x12?\n" +
+	"\aUnblock\x12\x19.revokd.v1.UnblockRequest\x1a\x19.revokd.v1.RevokeResponse\x12H\n" +
+	"\bRehearse\x12\x1a.revokd.v1.RehearseRequest\x1a\x1b.revokd.v1.RehearseResponse\"\x03\x90\x02\x01\x12?\n" +
 	"\x05Check\x12\x17.revokd.v1.CheckRequest\x1a\x18.revokd.v1.CheckResponse\"\x03\x90\x02\x01\x12N\n" +
 	"\n" +
 	"CheckBatch\x12\x1c.revokd.v1.CheckBatchRequest\x1a\x1d.revokd.v1.CheckBatchResponse\"\x03\x90\x02\x01\x12C\n" +
@@ -3253,7 +3481,7 @@ func file_revokd_v1_revokd_proto_rawDescGZIP() []byte {
 }
 
 var file_revokd_v1_revokd_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_revokd_v1_revokd_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_revokd_v1_revokd_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_revokd_v1_revokd_proto_goTypes = []any{
 	(Scope)(0),                    // 0: revokd.v1.Scope
 	(Reason)(0),                   // 1: revokd.v1.Reason
@@ -3270,135 +3498,144 @@ var file_revokd_v1_revokd_proto_goTypes = []any{
 	(*WriteOptions)(nil),          // 12: revokd.v1.WriteOptions
 	(*Confirmation)(nil),          // 13: revokd.v1.Confirmation
 	(*RevokeResponse)(nil),        // 14: revokd.v1.RevokeResponse
-	(*Receipt)(nil),               // 15: revokd.v1.Receipt
-	(*Position)(nil),              // 16: revokd.v1.Position
-	(*BlockRequest)(nil),          // 17: revokd.v1.BlockRequest
-	(*UnblockRequest)(nil),        // 18: revokd.v1.UnblockRequest
-	(*RevokeBatchRequest)(nil),    // 19: revokd.v1.RevokeBatchRequest
-	(*RevokeBatchResponse)(nil),   // 20: revokd.v1.RevokeBatchResponse
-	(*RevokeResult)(nil),          // 21: revokd.v1.RevokeResult
-	(*ItemError)(nil),             // 22: revokd.v1.ItemError
-	(*RevokeStreamRequest)(nil),   // 23: revokd.v1.RevokeStreamRequest
-	(*RevokeStreamResponse)(nil),  // 24: revokd.v1.RevokeStreamResponse
-	(*IndexedError)(nil),          // 25: revokd.v1.IndexedError
-	(*CheckRequest)(nil),          // 26: revokd.v1.CheckRequest
-	(*CheckBatchRequest)(nil),     // 27: revokd.v1.CheckBatchRequest
-	(*CheckBatchResponse)(nil),    // 28: revokd.v1.CheckBatchResponse
-	(*CheckResult)(nil),           // 29: revokd.v1.CheckResult
-	(*CheckResponse)(nil),         // 30: revokd.v1.CheckResponse
-	(*Rule)(nil),                  // 31: revokd.v1.Rule
-	(*ExplainResponse)(nil),       // 32: revokd.v1.ExplainResponse
-	(*StatusRequest)(nil),         // 33: revokd.v1.StatusRequest
-	(*StatusResponse)(nil),        // 34: revokd.v1.StatusResponse
-	(*ReplicationStatus)(nil),     // 35: revokd.v1.ReplicationStatus
-	(*JournalStatus)(nil),         // 36: revokd.v1.JournalStatus
-	(*MintTokenRequest)(nil),      // 37: revokd.v1.MintTokenRequest
-	(*MintTokenResponse)(nil),     // 38: revokd.v1.MintTokenResponse
-	(*ErrorDetail)(nil),           // 39: revokd.v1.ErrorDetail
-	nil,                           // 40: revokd.v1.Match.ClaimsEntry
-	nil,                           // 41: revokd.v1.Match.IntegersEntry
-	nil,                           // 42: revokd.v1.Match.BooleansEntry
-	(*ExplainResponse_Step)(nil),  // 43: revokd.v1.ExplainResponse.Step
-	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 45: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 46: google.protobuf.Struct
+	(*RehearseRequest)(nil),       // 15: revokd.v1.RehearseRequest
+	(*RehearseResponse)(nil),      // 16: revokd.v1.RehearseResponse
+	(*Receipt)(nil),               // 17: revokd.v1.Receipt
+	(*Position)(nil),              // 18: revokd.v1.Position
+	(*BlockRequest)(nil),          // 19: revokd.v1.BlockRequest
+	(*UnblockRequest)(nil),        // 20: revokd.v1.UnblockRequest
+	(*RevokeBatchRequest)(nil),    // 21: revokd.v1.RevokeBatchRequest
+	(*RevokeBatchResponse)(nil),   // 22: revokd.v1.RevokeBatchResponse
+	(*RevokeResult)(nil),          // 23: revokd.v1.RevokeResult
+	(*ItemError)(nil),             // 24: revokd.v1.ItemError
+	(*RevokeStreamRequest)(nil),   // 25: revokd.v1.RevokeStreamRequest
+	(*RevokeStreamResponse)(nil),  // 26: revokd.v1.RevokeStreamResponse
+	(*IndexedError)(nil),          // 27: revokd.v1.IndexedError
+	(*CheckRequest)(nil),          // 28: revokd.v1.CheckRequest
+	(*CheckBatchRequest)(nil),     // 29: revokd.v1.CheckBatchRequest
+	(*CheckBatchResponse)(nil),    // 30: revokd.v1.CheckBatchResponse
+	(*CheckResult)(nil),           // 31: revokd.v1.CheckResult
+	(*CheckResponse)(nil),         // 32: revokd.v1.CheckResponse
+	(*Rule)(nil),                  // 33: revokd.v1.Rule
+	(*ExplainResponse)(nil),       // 34: revokd.v1.ExplainResponse
+	(*StatusRequest)(nil),         // 35: revokd.v1.StatusRequest
+	(*StatusResponse)(nil),        // 36: revokd.v1.StatusResponse
+	(*ReplicationStatus)(nil),     // 37: revokd.v1.ReplicationStatus
+	(*JournalStatus)(nil),         // 38: revokd.v1.JournalStatus
+	(*MintTokenRequest)(nil),      // 39: revokd.v1.MintTokenRequest
+	(*MintTokenResponse)(nil),     // 40: revokd.v1.MintTokenResponse
+	(*ErrorDetail)(nil),           // 41: revokd.v1.ErrorDetail
+	nil,                           // 42: revokd.v1.Match.ClaimsEntry
+	nil,                           // 43: revokd.v1.Match.IntegersEntry
+	nil,                           // 44: revokd.v1.Match.BooleansEntry
+	(*ExplainResponse_Step)(nil),  // 45: revokd.v1.ExplainResponse.Step
+	(*timestamppb.Timestamp)(nil), // 46: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 48: google.protobuf.Struct
 }
 var file_revokd_v1_revokd_proto_depIdxs = []int32{
-	40, // 0: revokd.v1.Match.claims:type_name -> revokd.v1.Match.ClaimsEntry
-	41, // 1: revokd.v1.Match.integers:type_name -> revokd.v1.Match.IntegersEntry
-	42, // 2: revokd.v1.Match.booleans:type_name -> revokd.v1.Match.BooleansEntry
+	42, // 0: revokd.v1.Match.claims:type_name -> revokd.v1.Match.ClaimsEntry
+	43, // 1: revokd.v1.Match.integers:type_name -> revokd.v1.Match.IntegersEntry
+	44, // 2: revokd.v1.Match.booleans:type_name -> revokd.v1.Match.BooleansEntry
 	8,  // 3: revokd.v1.RevokeRequest.match:type_name -> revokd.v1.Match
 	0,  // 4: revokd.v1.RevokeRequest.scope:type_name -> revokd.v1.Scope
 	9,  // 5: revokd.v1.RevokeRequest.below:type_name -> revokd.v1.Below
-	44, // 6: revokd.v1.RevokeRequest.issued_before:type_name -> google.protobuf.Timestamp
-	44, // 7: revokd.v1.RevokeRequest.expires_at:type_name -> google.protobuf.Timestamp
+	46, // 6: revokd.v1.RevokeRequest.issued_before:type_name -> google.protobuf.Timestamp
+	46, // 7: revokd.v1.RevokeRequest.expires_at:type_name -> google.protobuf.Timestamp
 	10, // 8: revokd.v1.RevokeRequest.keep:type_name -> revokd.v1.Keep
 	1,  // 9: revokd.v1.RevokeRequest.reason:type_name -> revokd.v1.Reason
 	12, // 10: revokd.v1.RevokeRequest.options:type_name -> revokd.v1.WriteOptions
 	2,  // 11: revokd.v1.WriteOptions.ack:type_name -> revokd.v1.AckLevel
-	45, // 12: revokd.v1.WriteOptions.ack_timeout:type_name -> google.protobuf.Duration
-	44, // 13: revokd.v1.Confirmation.expires_at:type_name -> google.protobuf.Timestamp
+	47, // 12: revokd.v1.WriteOptions.ack_timeout:type_name -> google.protobuf.Duration
+	46, // 13: revokd.v1.Confirmation.expires_at:type_name -> google.protobuf.Timestamp
 	4,  // 14: revokd.v1.RevokeResponse.outcome:type_name -> revokd.v1.Outcome
-	31, // 15: revokd.v1.RevokeResponse.rule:type_name -> revokd.v1.Rule
-	44, // 16: revokd.v1.RevokeResponse.usable_after:type_name -> google.protobuf.Timestamp
-	15, // 17: revokd.v1.RevokeResponse.receipt:type_name -> revokd.v1.Receipt
-	5,  // 18: revokd.v1.Receipt.durability:type_name -> revokd.v1.Durability
-	2,  // 19: revokd.v1.Receipt.ack:type_name -> revokd.v1.AckLevel
-	16, // 20: revokd.v1.Receipt.positions:type_name -> revokd.v1.Position
-	8,  // 21: revokd.v1.BlockRequest.match:type_name -> revokd.v1.Match
-	44, // 22: revokd.v1.BlockRequest.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 23: revokd.v1.BlockRequest.reason:type_name -> revokd.v1.Reason
-	12, // 24: revokd.v1.BlockRequest.options:type_name -> revokd.v1.WriteOptions
-	8,  // 25: revokd.v1.UnblockRequest.match:type_name -> revokd.v1.Match
-	1,  // 26: revokd.v1.UnblockRequest.reason:type_name -> revokd.v1.Reason
-	12, // 27: revokd.v1.UnblockRequest.options:type_name -> revokd.v1.WriteOptions
-	11, // 28: revokd.v1.RevokeBatchRequest.items:type_name -> revokd.v1.RevokeRequest
-	12, // 29: revokd.v1.RevokeBatchRequest.options:type_name -> revokd.v1.WriteOptions
-	21, // 30: revokd.v1.RevokeBatchResponse.results:type_name -> revokd.v1.RevokeResult
-	15, // 31: revokd.v1.RevokeBatchResponse.receipt:type_name -> revokd.v1.Receipt
-	14, // 32: revokd.v1.RevokeResult.response:type_name -> revokd.v1.RevokeResponse
-	22, // 33: revokd.v1.RevokeResult.error:type_name -> revokd.v1.ItemError
-	39, // 34: revokd.v1.ItemError.detail:type_name -> revokd.v1.ErrorDetail
-	11, // 35: revokd.v1.RevokeStreamRequest.items:type_name -> revokd.v1.RevokeRequest
-	12, // 36: revokd.v1.RevokeStreamRequest.options:type_name -> revokd.v1.WriteOptions
-	25, // 37: revokd.v1.RevokeStreamResponse.errors:type_name -> revokd.v1.IndexedError
-	15, // 38: revokd.v1.RevokeStreamResponse.receipt:type_name -> revokd.v1.Receipt
-	22, // 39: revokd.v1.IndexedError.error:type_name -> revokd.v1.ItemError
-	46, // 40: revokd.v1.CheckRequest.claims:type_name -> google.protobuf.Struct
-	3,  // 41: revokd.v1.CheckRequest.freshness:type_name -> revokd.v1.Freshness
-	45, // 42: revokd.v1.CheckRequest.max_staleness:type_name -> google.protobuf.Duration
-	26, // 43: revokd.v1.CheckBatchRequest.items:type_name -> revokd.v1.CheckRequest
-	29, // 44: revokd.v1.CheckBatchResponse.results:type_name -> revokd.v1.CheckResult
-	30, // 45: revokd.v1.CheckResult.response:type_name -> revokd.v1.CheckResponse
-	22, // 46: revokd.v1.CheckResult.error:type_name -> revokd.v1.ItemError
-	6,  // 47: revokd.v1.CheckResponse.verdict:type_name -> revokd.v1.Verdict
-	31, // 48: revokd.v1.CheckResponse.rule:type_name -> revokd.v1.Rule
-	45, // 49: revokd.v1.CheckResponse.age:type_name -> google.protobuf.Duration
-	7,  // 50: revokd.v1.Rule.kind:type_name -> revokd.v1.RuleKind
-	44, // 51: revokd.v1.Rule.issued_before:type_name -> google.protobuf.Timestamp
-	44, // 52: revokd.v1.Rule.since:type_name -> google.protobuf.Timestamp
-	44, // 53: revokd.v1.Rule.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 54: revokd.v1.Rule.reason:type_name -> revokd.v1.Reason
-	30, // 55: revokd.v1.ExplainResponse.verdict:type_name -> revokd.v1.CheckResponse
-	43, // 56: revokd.v1.ExplainResponse.steps:type_name -> revokd.v1.ExplainResponse.Step
-	5,  // 57: revokd.v1.StatusResponse.durability:type_name -> revokd.v1.Durability
-	44, // 58: revokd.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	44, // 59: revokd.v1.StatusResponse.guarded:type_name -> google.protobuf.Timestamp
-	45, // 60: revokd.v1.StatusResponse.uptime:type_name -> google.protobuf.Duration
-	36, // 61: revokd.v1.StatusResponse.journal:type_name -> revokd.v1.JournalStatus
-	35, // 62: revokd.v1.StatusResponse.replication:type_name -> revokd.v1.ReplicationStatus
-	45, // 63: revokd.v1.ReplicationStatus.quorum_age:type_name -> google.protobuf.Duration
-	45, // 64: revokd.v1.ReplicationStatus.all_age:type_name -> google.protobuf.Duration
-	45, // 65: revokd.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
-	44, // 66: revokd.v1.MintTokenRequest.iat:type_name -> google.protobuf.Timestamp
-	46, // 67: revokd.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
-	7,  // 68: revokd.v1.ExplainResponse.Step.kind:type_name -> revokd.v1.RuleKind
-	31, // 69: revokd.v1.ExplainResponse.Step.found:type_name -> revokd.v1.Rule
-	11, // 70: revokd.v1.RevocationService.Revoke:input_type -> revokd.v1.RevokeRequest
-	19, // 71: revokd.v1.RevocationService.RevokeBatch:input_type -> revokd.v1.RevokeBatchRequest
-	23, // 72: revokd.v1.RevocationService.RevokeStream:input_type -> revokd.v1.RevokeStreamRequest
-	17, // 73: revokd.v1.RevocationService.Block:input_type -> revokd.v1.BlockRequest
-	18, // 74: revokd.v1.RevocationService.Unblock:input_type -> revokd.v1.UnblockRequest
-	26, // 75: revokd.v1.RevocationService.Check:input_type -> revokd.v1.CheckRequest
-	27, // 76: revokd.v1.RevocationService.CheckBatch:input_type -> revokd.v1.CheckBatchRequest
-	26, // 77: revokd.v1.RevocationService.Explain:input_type -> revokd.v1.CheckRequest
-	33, // 78: revokd.v1.RevocationService.Status:input_type -> revokd.v1.StatusRequest
-	37, // 79: revokd.v1.DevService.MintToken:input_type -> revokd.v1.MintTokenRequest
-	14, // 80: revokd.v1.RevocationService.Revoke:output_type -> revokd.v1.RevokeResponse
-	20, // 81: revokd.v1.RevocationService.RevokeBatch:output_type -> revokd.v1.RevokeBatchResponse
-	24, // 82: revokd.v1.RevocationService.RevokeStream:output_type -> revokd.v1.RevokeStreamResponse
-	14, // 83: revokd.v1.RevocationService.Block:output_type -> revokd.v1.RevokeResponse
-	14, // 84: revokd.v1.RevocationService.Unblock:output_type -> revokd.v1.RevokeResponse
-	30, // 85: revokd.v1.RevocationService.Check:output_type -> revokd.v1.CheckResponse
-	28, // 86: revokd.v1.RevocationService.CheckBatch:output_type -> revokd.v1.CheckBatchResponse
-	32, // 87: revokd.v1.RevocationService.Explain:output_type -> revokd.v1.ExplainResponse
-	34, // 88: revokd.v1.RevocationService.Status:output_type -> revokd.v1.StatusResponse
-	38, // 89: revokd.v1.DevService.MintToken:output_type -> revokd.v1.MintTokenResponse
-	80, // [80:90] is the sub-list for method output_type
-	70, // [70:80] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	33, // 15: revokd.v1.RevokeResponse.rule:type_name -> revokd.v1.Rule
+	46, // 16: revokd.v1.RevokeResponse.usable_after:type_name -> google.protobuf.Timestamp
+	17, // 17: revokd.v1.RevokeResponse.receipt:type_name -> revokd.v1.Receipt
+	11, // 18: revokd.v1.RehearseRequest.revoke:type_name -> revokd.v1.RevokeRequest
+	19, // 19: revokd.v1.RehearseRequest.block:type_name -> revokd.v1.BlockRequest
+	20, // 20: revokd.v1.RehearseRequest.unblock:type_name -> revokd.v1.UnblockRequest
+	14, // 21: revokd.v1.RehearseResponse.result:type_name -> revokd.v1.RevokeResponse
+	46, // 22: revokd.v1.RehearseResponse.checks_since:type_name -> google.protobuf.Timestamp
+	5,  // 23: revokd.v1.Receipt.durability:type_name -> revokd.v1.Durability
+	2,  // 24: revokd.v1.Receipt.ack:type_name -> revokd.v1.AckLevel
+	18, // 25: revokd.v1.Receipt.positions:type_name -> revokd.v1.Position
+	8,  // 26: revokd.v1.BlockRequest.match:type_name -> revokd.v1.Match
+	46, // 27: revokd.v1.BlockRequest.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 28: revokd.v1.BlockRequest.reason:type_name -> revokd.v1.Reason
+	12, // 29: revokd.v1.BlockRequest.options:type_name -> revokd.v1.WriteOptions
+	8,  // 30: revokd.v1.UnblockRequest.match:type_name -> revokd.v1.Match
+	1,  // 31: revokd.v1.UnblockRequest.reason:type_name -> revokd.v1.Reason
+	12, // 32: revokd.v1.UnblockRequest.options:type_name -> revokd.v1.WriteOptions
+	11, // 33: revokd.v1.RevokeBatchRequest.items:type_name -> revokd.v1.RevokeRequest
+	12, // 34: revokd.v1.RevokeBatchRequest.options:type_name -> revokd.v1.WriteOptions
+	23, // 35: revokd.v1.RevokeBatchResponse.results:type_name -> revokd.v1.RevokeResult
+	17, // 36: revokd.v1.RevokeBatchResponse.receipt:type_name -> revokd.v1.Receipt
+	14, // 37: revokd.v1.RevokeResult.response:type_name -> revokd.v1.RevokeResponse
+	24, // 38: revokd.v1.RevokeResult.error:type_name -> revokd.v1.ItemError
+	41, // 39: revokd.v1.ItemError.detail:type_name -> revokd.v1.ErrorDetail
+	11, // 40: revokd.v1.RevokeStreamRequest.items:type_name -> revokd.v1.RevokeRequest
+	12, // 41: revokd.v1.RevokeStreamRequest.options:type_name -> revokd.v1.WriteOptions
+	27, // 42: revokd.v1.RevokeStreamResponse.errors:type_name -> revokd.v1.IndexedError
+	17, // 43: revokd.v1.RevokeStreamResponse.receipt:type_name -> revokd.v1.Receipt
+	24, // 44: revokd.v1.IndexedError.error:type_name -> revokd.v1.ItemError
+	48, // 45: revokd.v1.CheckRequest.claims:type_name -> google.protobuf.Struct
+	3,  // 46: revokd.v1.CheckRequest.freshness:type_name -> revokd.v1.Freshness
+	47, // 47: revokd.v1.CheckRequest.max_staleness:type_name -> google.protobuf.Duration
+	28, // 48: revokd.v1.CheckBatchRequest.items:type_name -> revokd.v1.CheckRequest
+	31, // 49: revokd.v1.CheckBatchResponse.results:type_name -> revokd.v1.CheckResult
+	32, // 50: revokd.v1.CheckResult.response:type_name -> revokd.v1.CheckResponse
+	24, // 51: revokd.v1.CheckResult.error:type_name -> revokd.v1.ItemError
+	6,  // 52: revokd.v1.CheckResponse.verdict:type_name -> revokd.v1.Verdict
+	33, // 53: revokd.v1.CheckResponse.rule:type_name -> revokd.v1.Rule
+	47, // 54: revokd.v1.CheckResponse.age:type_name -> google.protobuf.Duration
+	7,  // 55: revokd.v1.Rule.kind:type_name -> revokd.v1.RuleKind
+	46, // 56: revokd.v1.Rule.issued_before:type_name -> google.protobuf.Timestamp
+	46, // 57: revokd.v1.Rule.since:type_name -> google.protobuf.Timestamp
+	46, // 58: revokd.v1.Rule.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 59: revokd.v1.Rule.reason:type_name -> revokd.v1.Reason
+	32, // 60: revokd.v1.ExplainResponse.verdict:type_name -> revokd.v1.CheckResponse
+	45, // 61: revokd.v1.ExplainResponse.steps:type_name -> revokd.v1.ExplainResponse.Step
+	5,  // 62: revokd.v1.StatusResponse.durability:type_name -> revokd.v1.Durability
+	46, // 63: revokd.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	46, // 64: revokd.v1.StatusResponse.guarded:type_name -> google.protobuf.Timestamp
+	47, // 65: revokd.v1.StatusResponse.uptime:type_name -> google.protobuf.Duration
+	38, // 66: revokd.v1.StatusResponse.journal:type_name -> revokd.v1.JournalStatus
+	37, // 67: revokd.v1.StatusResponse.replication:type_name -> revokd.v1.ReplicationStatus
+	47, // 68: revokd.v1.ReplicationStatus.quorum_age:type_name -> google.protobuf.Duration
+	47, // 69: revokd.v1.ReplicationStatus.all_age:type_name -> google.protobuf.Duration
+	47, // 70: revokd.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
+	46, // 71: revokd.v1.MintTokenRequest.iat:type_name -> google.protobuf.Timestamp
+	48, // 72: revokd.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
+	7,  // 73: revokd.v1.ExplainResponse.Step.kind:type_name -> revokd.v1.RuleKind
+	33, // 74: revokd.v1.ExplainResponse.Step.found:type_name -> revokd.v1.Rule
+	11, // 75: revokd.v1.RevocationService.Revoke:input_type -> revokd.v1.RevokeRequest
+	21, // 76: revokd.v1.RevocationService.RevokeBatch:input_type -> revokd.v1.RevokeBatchRequest
+	25, // 77: revokd.v1.RevocationService.RevokeStream:input_type -> revokd.v1.RevokeStreamRequest
+	19, // 78: revokd.v1.RevocationService.Block:input_type -> revokd.v1.BlockRequest
+	20, // 79: revokd.v1.RevocationService.Unblock:input_type -> revokd.v1.UnblockRequest
+	15, // 80: revokd.v1.RevocationService.Rehearse:input_type -> revokd.v1.RehearseRequest
+	28, // 81: revokd.v1.RevocationService.Check:input_type -> revokd.v1.CheckRequest
+	29, // 82: revokd.v1.RevocationService.CheckBatch:input_type -> revokd.v1.CheckBatchRequest
+	28, // 83: revokd.v1.RevocationService.Explain:input_type -> revokd.v1.CheckRequest
+	35, // 84: revokd.v1.RevocationService.Status:input_type -> revokd.v1.StatusRequest
+	39, // 85: revokd.v1.DevService.MintToken:input_type -> revokd.v1.MintTokenRequest
+	14, // 86: revokd.v1.RevocationService.Revoke:output_type -> revokd.v1.RevokeResponse
+	22, // 87: revokd.v1.RevocationService.RevokeBatch:output_type -> revokd.v1.RevokeBatchResponse
+	26, // 88: revokd.v1.RevocationService.RevokeStream:output_type -> revokd.v1.RevokeStreamResponse
+	14, // 89: revokd.v1.RevocationService.Block:output_type -> revokd.v1.RevokeResponse
+	14, // 90: revokd.v1.RevocationService.Unblock:output_type -> revokd.v1.RevokeResponse
+	16, // 91: revokd.v1.RevocationService.Rehearse:output_type -> revokd.v1.RehearseResponse
+	32, // 92: revokd.v1.RevocationService.Check:output_type -> revokd.v1.CheckResponse
+	30, // 93: revokd.v1.RevocationService.CheckBatch:output_type -> revokd.v1.CheckBatchResponse
+	34, // 94: revokd.v1.RevocationService.Explain:output_type -> revokd.v1.ExplainResponse
+	36, // 95: revokd.v1.RevocationService.Status:output_type -> revokd.v1.StatusResponse
+	40, // 96: revokd.v1.DevService.MintToken:output_type -> revokd.v1.MintTokenResponse
+	86, // [86:97] is the sub-list for method output_type
+	75, // [75:86] is the sub-list for method input_type
+	75, // [75:75] is the sub-list for extension type_name
+	75, // [75:75] is the sub-list for extension extendee
+	0,  // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_revokd_v1_revokd_proto_init() }
@@ -3415,7 +3652,12 @@ func file_revokd_v1_revokd_proto_init() {
 		(*RevokeRequest_Token)(nil),
 		(*RevokeRequest_Match)(nil),
 	}
-	file_revokd_v1_revokd_proto_msgTypes[18].OneofWrappers = []any{
+	file_revokd_v1_revokd_proto_msgTypes[7].OneofWrappers = []any{
+		(*RehearseRequest_Revoke)(nil),
+		(*RehearseRequest_Block)(nil),
+		(*RehearseRequest_Unblock)(nil),
+	}
+	file_revokd_v1_revokd_proto_msgTypes[20].OneofWrappers = []any{
 		(*CheckRequest_Token)(nil),
 		(*CheckRequest_Claims)(nil),
 		(*CheckRequest_Payload)(nil),
@@ -3426,7 +3668,7 @@ func file_revokd_v1_revokd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_revokd_v1_revokd_proto_rawDesc), len(file_revokd_v1_revokd_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   36,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

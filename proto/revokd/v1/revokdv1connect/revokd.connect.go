@@ -58,6 +58,9 @@ const (
 	// RevocationServiceUnblockProcedure is the fully-qualified name of the RevocationService's Unblock
 	// RPC.
 	RevocationServiceUnblockProcedure = "/revokd.v1.RevocationService/Unblock"
+	// RevocationServiceRehearseProcedure is the fully-qualified name of the RevocationService's
+	// Rehearse RPC.
+	RevocationServiceRehearseProcedure = "/revokd.v1.RevocationService/Rehearse"
 	// RevocationServiceCheckProcedure is the fully-qualified name of the RevocationService's Check RPC.
 	RevocationServiceCheckProcedure = "/revokd.v1.RevocationService/Check"
 	// RevocationServiceCheckBatchProcedure is the fully-qualified name of the RevocationService's
@@ -88,6 +91,9 @@ type RevocationServiceClient interface {
 	Block(context.Context, *connect.Request[v1.BlockRequest]) (*connect.Response[v1.RevokeResponse], error)
 	// Unblock lifts a block. It lifts nothing else: cutoffs and denied tokens stay.
 	Unblock(context.Context, *connect.Request[v1.UnblockRequest]) (*connect.Response[v1.RevokeResponse], error)
+	// Rehearse tells what a Revoke, Block or Unblock would do now: it is checked, and refused, like the request itself, and nothing
+	// is written. A method of its own, because a node that did not know of it must not carry the request out.
+	Rehearse(context.Context, *connect.Request[v1.RehearseRequest]) (*connect.Response[v1.RehearseResponse], error)
 	// Check answers whether one token is revoked.
 	Check(context.Context, *connect.Request[v1.CheckRequest]) (*connect.Response[v1.CheckResponse], error)
 	// CheckBatch checks up to 1000 tokens; the answers are in the order of the questions.
@@ -139,6 +145,13 @@ func NewRevocationServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(revocationServiceMethods.ByName("Unblock")),
 			connect.WithClientOptions(opts...),
 		),
+		rehearse: connect.NewClient[v1.RehearseRequest, v1.RehearseResponse](
+			httpClient,
+			baseURL+RevocationServiceRehearseProcedure,
+			connect.WithSchema(revocationServiceMethods.ByName("Rehearse")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		check: connect.NewClient[v1.CheckRequest, v1.CheckResponse](
 			httpClient,
 			baseURL+RevocationServiceCheckProcedure,
@@ -177,6 +190,7 @@ type revocationServiceClient struct {
 	revokeStream *connect.Client[v1.RevokeStreamRequest, v1.RevokeStreamResponse]
 	block        *connect.Client[v1.BlockRequest, v1.RevokeResponse]
 	unblock      *connect.Client[v1.UnblockRequest, v1.RevokeResponse]
+	rehearse     *connect.Client[v1.RehearseRequest, v1.RehearseResponse]
 	check        *connect.Client[v1.CheckRequest, v1.CheckResponse]
 	checkBatch   *connect.Client[v1.CheckBatchRequest, v1.CheckBatchResponse]
 	explain      *connect.Client[v1.CheckRequest, v1.ExplainResponse]
@@ -206,6 +220,11 @@ func (c *revocationServiceClient) Block(ctx context.Context, req *connect.Reques
 // Unblock calls revokd.v1.RevocationService.Unblock.
 func (c *revocationServiceClient) Unblock(ctx context.Context, req *connect.Request[v1.UnblockRequest]) (*connect.Response[v1.RevokeResponse], error) {
 	return c.unblock.CallUnary(ctx, req)
+}
+
+// Rehearse calls revokd.v1.RevocationService.Rehearse.
+func (c *revocationServiceClient) Rehearse(ctx context.Context, req *connect.Request[v1.RehearseRequest]) (*connect.Response[v1.RehearseResponse], error) {
+	return c.rehearse.CallUnary(ctx, req)
 }
 
 // Check calls revokd.v1.RevocationService.Check.
@@ -243,6 +262,9 @@ type RevocationServiceHandler interface {
 	Block(context.Context, *connect.Request[v1.BlockRequest]) (*connect.Response[v1.RevokeResponse], error)
 	// Unblock lifts a block. It lifts nothing else: cutoffs and denied tokens stay.
 	Unblock(context.Context, *connect.Request[v1.UnblockRequest]) (*connect.Response[v1.RevokeResponse], error)
+	// Rehearse tells what a Revoke, Block or Unblock would do now: it is checked, and refused, like the request itself, and nothing
+	// is written. A method of its own, because a node that did not know of it must not carry the request out.
+	Rehearse(context.Context, *connect.Request[v1.RehearseRequest]) (*connect.Response[v1.RehearseResponse], error)
 	// Check answers whether one token is revoked.
 	Check(context.Context, *connect.Request[v1.CheckRequest]) (*connect.Response[v1.CheckResponse], error)
 	// CheckBatch checks up to 1000 tokens; the answers are in the order of the questions.
@@ -290,6 +312,13 @@ func NewRevocationServiceHandler(svc RevocationServiceHandler, opts ...connect.H
 		connect.WithSchema(revocationServiceMethods.ByName("Unblock")),
 		connect.WithHandlerOptions(opts...),
 	)
+	revocationServiceRehearseHandler := connect.NewUnaryHandler(
+		RevocationServiceRehearseProcedure,
+		svc.Rehearse,
+		connect.WithSchema(revocationServiceMethods.ByName("Rehearse")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	revocationServiceCheckHandler := connect.NewUnaryHandler(
 		RevocationServiceCheckProcedure,
 		svc.Check,
@@ -330,6 +359,8 @@ func NewRevocationServiceHandler(svc RevocationServiceHandler, opts ...connect.H
 			revocationServiceBlockHandler.ServeHTTP(w, r)
 		case RevocationServiceUnblockProcedure:
 			revocationServiceUnblockHandler.ServeHTTP(w, r)
+		case RevocationServiceRehearseProcedure:
+			revocationServiceRehearseHandler.ServeHTTP(w, r)
 		case RevocationServiceCheckProcedure:
 			revocationServiceCheckHandler.ServeHTTP(w, r)
 		case RevocationServiceCheckBatchProcedure:
@@ -365,6 +396,10 @@ func (UnimplementedRevocationServiceHandler) Block(context.Context, *connect.Req
 
 func (UnimplementedRevocationServiceHandler) Unblock(context.Context, *connect.Request[v1.UnblockRequest]) (*connect.Response[v1.RevokeResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("revokd.v1.RevocationService.Unblock is not implemented"))
+}
+
+func (UnimplementedRevocationServiceHandler) Rehearse(context.Context, *connect.Request[v1.RehearseRequest]) (*connect.Response[v1.RehearseResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("revokd.v1.RevocationService.Rehearse is not implemented"))
 }
 
 func (UnimplementedRevocationServiceHandler) Check(context.Context, *connect.Request[v1.CheckRequest]) (*connect.Response[v1.CheckResponse], error) {

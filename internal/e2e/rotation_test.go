@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,7 +24,7 @@ import (
 	"github.com/revokd/revokd/revocation"
 )
 
-// Every secret of a cluster is replaced while it is used: certificates, the authority, the key of gossip. No request fails, neither on connections that stand nor on new ones,
+// Every secret of a cluster is replaced while it is used: certificates, the authority, bearer tokens, the key of gossip. No request fails, neither on connections that stand nor on new ones,
 // sessions go on, and afterwards the old secrets are worth nothing and a node can start with the new ones.
 func TestRotation(t *testing.T) {
 	s := newSecured(t, 3, "--log-level", "info,tls=debug")
@@ -102,6 +103,22 @@ func TestRotation(t *testing.T) {
 		}
 	}
 
+	// Two tokens of one name are in force for a while.
+	s.issue("next.token")
+	s.reload()
+	step("two bearer tokens")
+	former := load.token.Swap(tokenOf(t, s, "next.token"))
+	step("the next bearer token in use")
+	s.accept(s.entries[1])
+	s.reload()
+	step("the former bearer token gone")
+	for _, n := range s.nodes {
+		c := &http.Client{Transport: bearer{httpsClient(t, s.stranger()).Transport, func() string { return *former }}}
+		if err := checks(t.Context(), revokdv1connect.NewRevocationServiceClient(c, n.proc.URL), "nobody's", revokdv1.Verdict_VERDICT_ACTIVE); connect.CodeOf(err) != connect.CodeUnauthenticated {
+			t.Errorf("%s and a token that is gone: %v", n.name, err)
+		}
+	}
+
 	flags := []string{"--addr", s.nodes[0].host(), "--tls-ca", s.path("admin/ca.crt"), "--tls-cert", s.path("admin/admin.crt"), "--tls-key", s.path("admin/admin.key"), "--output", "json"}
 	ring := func(args ...string) []string {
 		t.Helper()
@@ -159,6 +176,15 @@ func TestRotation(t *testing.T) {
 	})
 	t.Logf("%d requests on connections that stood, %d on new ones, none failed", load.done.Load(), load.fresh.Load())
 }
+
+func tokenOf(t *testing.T, s *secured, file string) *string {
+	t.Helper()
+	text := strings.TrimSpace(read(t, s.path(file)))
+	return &text
+}
+
+// stranger is the configuration of TLS of somebody without a certificate, who is told which node he talks to in another way.
+func (s *secured) stranger() *tls.Config { return &tls.Config{InsecureSkipVerify: true} }
 
 func (n *securedNode) host() string { return strings.TrimPrefix(n.proc.URL, "https://") }
 
@@ -227,9 +253,10 @@ func serials(s *secured, c *tls.Config) (list []string) {
 	return list
 }
 
-// usage is what goes on meanwhile: on each node one who checks and revokes on a connection that stands, and one on new connections.
+// usage is what goes on meanwhile: on each node one who checks and revokes on a connection that stands, and some on new connections, one of them with a bearer token.
 type usage struct {
 	done, fresh atomic.Int64
+	token       atomic.Pointer[string] // what those with one show
 	stop        func()
 
 	mu     sync.Mutex
@@ -238,6 +265,7 @@ type usage struct {
 
 func rotationLoad(s *secured, c *tls.Config) *usage {
 	l := new(usage)
+	l.token.Store(tokenOf(s.T, s, "login.token"))
 	ctx, cancel := context.WithCancel(s.Context())
 	var running sync.WaitGroup
 	l.stop = func() { cancel(); running.Wait() }
@@ -269,6 +297,9 @@ func rotationLoad(s *secured, c *tls.Config) *usage {
 			for i := 0; ctx.Err() == nil; i++ {
 				client := httpsClient(s.T, c)
 				use(revokdv1connect.NewRevocationServiceClient(client, url), fmt.Sprint(n.name, "-new-", i))
+				client.CloseIdleConnections()
+				client = httpsClient(s.T, s.stranger())
+				use(revokdv1connect.NewRevocationServiceClient(&http.Client{Transport: bearer{client.Transport, func() string { return *l.token.Load() }}}, url), fmt.Sprint(n.name, "-bearer-", i))
 				client.CloseIdleConnections()
 				l.fresh.Add(3)
 				time.Sleep(20 * time.Millisecond) // the same

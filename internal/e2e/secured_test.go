@@ -31,6 +31,7 @@ type secured struct {
 	nodes         []*securedNode
 	admin         *tls.Config  // of an admin
 	follow        func() error // has it follow his files
+	entries       []string     // of the file of credentials, for bearer tokens
 }
 
 type securedNode struct {
@@ -57,6 +58,7 @@ func newSecured(t *testing.T, n int, flags ...string) *secured {
 		t.Fatal(err)
 	}
 	s.admin, s.follow = source.ClientConfig(""), source.Reload
+	s.issue("login.token")
 	for i := range n {
 		m := &securedNode{name: fmt.Sprintf("n%d", i+1), http: httpsClient(t, s.admin)}
 		dir := filepath.Join(s.home, "cluster", "nodes", m.name)
@@ -64,7 +66,7 @@ func newSecured(t *testing.T, n int, flags ...string) *secured {
 			s.program, "agent", "--node-name", m.name, "--data-dir", filepath.Join(s.home, "data"), "--api-addr", "127.0.0.1:0", "--gossip-addr", "127.0.0.1:0",
 			"--tls-cert", filepath.Join(dir, m.name+".crt"), "--tls-key", filepath.Join(dir, m.name+".key"), "--tls-ca", filepath.Join(dir, "ca.crt"),
 			"--gossip-key-file", filepath.Join(dir, "gossip.key"), "--key-file", filepath.Join(dir, "fingerprint.key"), "--issuers", filepath.Join(dir, "issuers.json"),
-			"--bootstrap-expect", strconv.Itoa(n),
+			"--bootstrap-expect", strconv.Itoa(n), "--credentials", s.path("credentials.yaml"),
 		}, flags...)
 		if i > 0 {
 			m.args = append(m.args, "--join", s.nodes[0].gossip)
@@ -124,6 +126,33 @@ func (s *secured) run(args ...string) string {
 		s.Fatalf("revokd %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+// issue writes another bearer token of the same name to a file, and puts its entry into the file of credentials.
+func (s *secured) issue(file string) {
+	s.Helper()
+	s.entries = append(s.entries, s.run("credentials", "new", "--name", "login", "--role", "writer,subscriber", "--issuer", issuer, "--out", s.path(file)))
+	s.accept(s.entries...)
+}
+
+// accept makes these entries all that there are. Nodes take them when they reload.
+func (s *secured) accept(entries ...string) {
+	s.Helper()
+	if err := os.WriteFile(s.path("credentials.yaml"), []byte("tokens:\n"+strings.Join(entries, "")), 0o600); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// bearer has a client show the token that a file holds then.
+type bearer struct {
+	http.RoundTripper
+	token func() string
+}
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.token())
+	return b.RoundTripper.RoundTrip(r)
 }
 
 func httpsClient(t *testing.T, c *tls.Config) *http.Client {

@@ -587,8 +587,9 @@ func (r *Replica) receiveHello(p *peer, f *reader) error {
 
 func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 	ref := f.limited(1<<24 - 1)
-	in := Origin{ID: OriginID(f.fixed()), Sealed: f.limited(MaxNumber), Expires: uint32(f.limited(1<<32 - 1)), Node: f.string(maxName)}
-	if f.err != nil || ref == 0 || in.ID < lanes || in.Node == "" {
+	in := Origin{ID: OriginID(f.fixed()), Sealed: f.limited(MaxNumber), Expires: uint32(f.limited(1<<32 - 1))}
+	node := f.take(int(f.limited(maxName)))
+	if f.err != nil || ref == 0 || in.ID < lanes || len(node) == 0 {
 		return fmt.Errorf("%w: origin", ErrProtocol)
 	}
 	// The peer's refs are its indices: as few as its origins have ever been.
@@ -614,11 +615,12 @@ func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 			p.refs[ref] = 0 // all of it has expired
 			return nil
 		}
+		in.Node = string(node)
 		if o = r.reg.add(in); o == nil {
 			return fmt.Errorf("%w: more than %d origins", ErrRefused, MaxOrigins)
 		}
 		r.out.Origins = append(r.out.Origins, o.Origin)
-	} else if o.Node != in.Node {
+	} else if o.Node != string(node) {
 		return fmt.Errorf("%w: an origin of two nodes", ErrProtocol)
 	}
 	p.refs[ref] = o.Index

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication/internal/sim"
@@ -20,6 +21,7 @@ func main() {
 	flag.StringVar(&o.Mutant, "mutant", "", "a rule to leave out")
 	spread := flag.Int("spread", 0, "copy 500 records through a cluster of that many nodes, with one link in ten dead, twice")
 	flag.Parse()
+	debug.SetGCPercent(400) // a thousand nodes make much garbage, and the machine has room for it
 	if *spread > 0 {
 		spreadOut(*seed, *spread)
 		return

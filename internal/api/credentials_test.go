@@ -213,7 +213,7 @@ func TestFailuresOfAnAddress(t *testing.T) {
 			t.Errorf("attempt %d: %d %s, want %s", i+1, code, text, uniform)
 		}
 	}
-	if code, header, text := ask(a, wrong[0]); code != http.StatusTooManyRequests || header.Get("Retry-After") == "" || !strings.Contains(text, `"kind":"rate"`) {
+	if code, header, text := ask(a, wrong[0]); code != http.StatusTooManyRequests || header.Get("Retry-After") == "" || !strings.Contains(text, `"kind":"attempts"`) {
 		t.Errorf("the eleventh: %d %v %s", code, header, text)
 	}
 	if code, _, text := ask(a, "Bearer "+tokenOf("reader")); code != http.StatusOK {
@@ -276,5 +276,66 @@ func TestRates(t *testing.T) {
 	}
 	if _, ok := r.take(-3, 10, 20, 11, noon.Add(4*time.Second)); !ok {
 		t.Error("a higher limit changes nothing")
+	}
+}
+
+// A writer who says who he is may write so much in a second, in calls; all writers of an issuer together so much; a stream waits. An admin is not held.
+func TestBudgets(t *testing.T) {
+	now := noon
+	s := startTLS(t, func(c *setup) {
+		c.api.Now = func() time.Time { return now }
+		c.api.Limits.WriterRate, c.api.Limits.BulkRate, c.api.Limits.IssuerRate = 1000, 100_000, 2500
+		c.api.Credentials = parse(t, "certificates: [{name: slow, rate: 50}]")
+	})
+	items := func(n int, iss string) *connect.Request[revokdv1.RevokeBatchRequest] {
+		m := &revokdv1.RevokeBatchRequest{}
+		for i := range n {
+			m.Items = append(m.Items, &revokdv1.RevokeRequest{Target: &revokdv1.RevokeRequest_Match{Match: &revokdv1.Match{
+				Claims: map[string]string{"iss": iss, "sid": "canary"}, Integers: map[string]int64{"n": int64(i % 8)},
+			}}})
+		}
+		return connect.NewRequest(m)
+	}
+	const a, b = "https://dev.revokd.test", "https://other.example"
+	as := func(role pki.Role, name string) { s.as(s.source(t, role, name).ClientConfig("n1")) }
+	// write returns the field of the refusal, and when to come again.
+	write := func(n int, iss string) (field, retry string) {
+		t.Helper()
+		_, err := s.client().RevokeBatch(t.Context(), items(n, iss))
+		if err == nil {
+			return "ok", ""
+		}
+		r := s.connectError(err)
+		if r.code != "resource_exhausted" || r.detail.GetKind() != "rate" {
+			t.Fatalf("%+v", r)
+		}
+		return r.detail.GetField(), r.retry
+	}
+	want := func(what string, n int, iss, field, retry string) {
+		t.Helper()
+		if f, after := write(n, iss); f != field || after != retry {
+			t.Errorf("%s: %s after %s, want %s after %s", what, f, after, field, retry)
+		}
+	}
+	as(pki.RoleWriter, "w1")
+	want("as many as may come in a second", 1000, a, "ok", "")
+	want("one more", 1, a, "writer", "1")
+	now = now.Add(time.Second / 2)
+	want("half a second later, too many", 501, a, "writer", "1")
+	want("half a second later", 500, a, "ok", "")
+	as(pki.RoleWriter, "w2")
+	want("another writer", 1000, a, "ok", "")
+	as(pki.RoleWriter, "w3")
+	want("all of an issuer", 1000, a, "ok", "")
+	as(pki.RoleWriter, "w4")
+	want("more than all of an issuer", 1000, a, "match.iss", "1")
+	as(pki.RoleWriter, "w5")
+	want("another issuer", 1000, b, "ok", "")
+	as(pki.RoleWriter, "slow")
+	want("at once a whole message", 1000, b, "ok", "")
+	want("a rate of its own", 100, b, "writer", "3") // 2 s, rounded up to more
+	as(pki.RoleAdmin, "root")
+	for range 4 {
+		want("an admin", 1000, a, "ok", "")
 	}
 }

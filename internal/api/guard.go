@@ -168,6 +168,7 @@ func (s *Server) limit(r *http.Request) int64 {
 type call struct {
 	from    string // the address of the caller's connection
 	wrote   *wrote // set by handlers of writes
+	paced   bool   // it waits for its budget: see charge
 	control *http.ResponseController
 	body    *body
 }

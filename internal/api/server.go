@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net"
 	"net/http"
 	"strings"
@@ -87,6 +88,8 @@ type Limits struct {
 	Read        time.Duration // for a request to arrive, and for an answer of a stream to be read. Default 15 s
 	Deadline    time.Duration // of a call, whatever the caller asks for. Default 30 s
 	Idle        time.Duration // of a connection without calls, and of a stream without messages. Default 2 min
+	// Records that may be written in a second: by one writer in calls (default 1000), and in streams (50 000), and by all writers of one issuer (50 000).
+	WriterRate, BulkRate, IssuerRate int
 }
 
 // Limits that nobody has a reason to change.
@@ -113,7 +116,7 @@ func (c *Config) validate() error {
 		return fmt.Errorf("api: node: %w: required", revocation.ErrInvalid)
 	case c.Verifier == nil:
 		return fmt.Errorf("api: verifier: %w: required", revocation.ErrInvalid)
-	case l.Connections < 0 || l.Strangers < 0 || l.Streams < 0 || l.Message < 0 || l.Batch < 0 || l.Total < 0 || l.Read < 0 || l.Deadline < 0 || l.Idle < 0 || c.Drain < 0 || c.Linger < 0:
+	case l.Connections < 0 || l.Strangers < 0 || l.Streams < 0 || l.Message < 0 || l.Batch < 0 || l.Total < 0 || l.Read < 0 || l.Deadline < 0 || l.Idle < 0 || l.WriterRate < 0 || l.BulkRate < 0 || l.IssuerRate < 0 || c.Drain < 0 || c.Linger < 0:
 		return fmt.Errorf("api: limits: %w: not negative", revocation.ErrInvalid)
 	}
 	or(&l.Connections, 10_000)
@@ -125,6 +128,9 @@ func (c *Config) validate() error {
 	or(&l.Read, 15*time.Second)
 	or(&l.Deadline, 30*time.Second)
 	or(&l.Idle, 2*time.Minute)
+	or(&l.WriterRate, 1000)
+	or(&l.BulkRate, 50_000)
+	or(&l.IssuerRate, 50_000)
 	or(&c.Drain, 10*time.Second)
 	if c.Now == nil {
 		c.Now = time.Now
@@ -151,6 +157,7 @@ type Server struct {
 	lasting     lastingCalls
 	failures    rates[string] // of credentials, by address
 	confirms    confirmations
+	budget      budget
 
 	streams  chan struct{} // a place for each RevokeStream
 	backups  chan struct{} // a place for one backup
@@ -177,6 +184,7 @@ func New(cfg Config) (*Server, error) {
 		s.hosts[strings.ToLower(h)] = true
 	}
 	s.credentials.Store(cfg.Credentials)
+	s.budget.seed = maphash.MakeSeed()
 	s.lasting.calls = map[*lastingCall]struct{}{}
 	s.auditor = newAuditor(&s.cfg)
 	s.metrics = newMetrics(s)

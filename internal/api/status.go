@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -43,6 +44,7 @@ var (
 	errConfirm      = errors.New("to be confirmed")
 	errConfirms     = errors.New("too many confirmations are waited for")
 	errManyWide     = errors.New("a global deny among others")
+	errRate         = errors.New("more than may be written in a second")
 	errGrant        = errors.New("the caller is limited to other matches")
 	errAudit        = errors.New("the audit cannot be written")
 	errUnaudited    = errors.New("the call could not be recorded")
@@ -121,7 +123,8 @@ var outcomes = []struct {
 	{errCrossSite, outcome{code: connect.CodePermissionDenied, kind: "cross_site", field: "origin", limit: "requests of the same origin", message: "cross-site requests are refused"}},
 	{errNoCredential, outcome{code: connect.CodeUnauthenticated, kind: "unauthenticated", field: "certificate", limit: "of the cluster's authority, or of --credentials", message: "this needs a client certificate or a bearer token in force"}},
 	{errPlaintext, outcome{code: connect.CodePermissionDenied, kind: "plaintext", field: "authorization", limit: "over TLS only, or from a loopback address", message: "a bearer token was sent where others could read it: replace it"}},
-	{errFailures, outcome{code: connect.CodeResourceExhausted, kind: "rate", field: "authorization", limit: "10 tokens a minute that are not in force, from one address", message: "too many attempts with tokens that are not in force", retry: 6}},
+	{errRate, outcome{code: connect.CodeResourceExhausted, kind: "rate", limit: "--writer-rate, --bulk-rate, --issuer-rate, or the rate of the credential", message: "this writer, or all writers of the issuer together, write more than they may"}},
+	{errFailures, outcome{code: connect.CodeResourceExhausted, kind: "attempts", field: "authorization", limit: "10 tokens a minute that are not in force, from one address", message: "too many attempts with tokens that are not in force", retry: 6}},
 	{errGrant, outcome{code: connect.CodePermissionDenied, kind: "grant", field: "match", limit: "the claims and values that the caller is granted", message: "the caller is limited to certain issuers or tenants, and the match must name one of them"}},
 	{errConfirm, outcome{code: connect.CodeFailedPrecondition, kind: "confirm", field: "options.confirmation", limit: "the code of the Confirmation in the details, within 2 minutes, once", message: "nothing was done: this would deny every token there is, or of an issuer; the same request with the code does it"}},
 	{errManyWide, outcome{code: connect.CodeInvalidArgument, kind: "confirm", field: "match", limit: "in a call of its own", message: "what denies every token, or every token of an issuer, has to be confirmed, which many at once cannot be"}},
@@ -197,6 +200,9 @@ func outcomeOf(err error) (o outcome, valueKind string, known bool) {
 	}
 	if !known {
 		o = internal
+	}
+	if fast, ok := errors.AsType[*tooFast](err); ok {
+		o.retry = int(fast.wait/time.Second) + 1
 	}
 	if where, ok := errors.AsType[*inField](err); ok && known {
 		o.field = where.field

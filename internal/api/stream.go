@@ -34,6 +34,7 @@ func (s revocations) RevokeStream(ctx context.Context, stream *connect.BidiStrea
 		return errStreams
 	}
 	call := callFrom(ctx)
+	call.paced = true
 	_ = call.control.SetWriteDeadline(time.Time{}) // that of the server is for a whole call; see answer
 	messages := make(chan received, readAhead)
 	quit := make(chan struct{})

@@ -54,6 +54,7 @@ type AgentConfig struct {
 	KeyFile     string // required without Dev, refused with it
 	MaxRecords  int    // 0: see ttlstore.Config
 	MaxMemory   int64  // bytes; 0: see ttlstore.Config
+	Rates       Rates
 
 	TLS TLSConfig
 	// CredentialsFile says which tokens are taken besides certificates, and what writers are limited to; see package credentials. Empty: none.
@@ -74,6 +75,21 @@ type AgentConfig struct {
 
 	Logger hclog.Logger // nil: none
 	Stdout io.Writer    // where the addresses and first commands go; nil: nowhere
+}
+
+// Rates are how many records may be written in a second; zero fields mean the defaults of [api.Limits].
+type Rates struct{ Writer, Bulk, Issuer int }
+
+// minRate lets one message of a stream through within the time that a call has.
+const minRate = 50
+
+func (r Rates) validate() error {
+	for _, n := range []int{r.Writer, r.Bulk, r.Issuer} {
+		if n != 0 && n < minRate {
+			return fmt.Errorf("--writer-rate, --bulk-rate, --issuer-rate: out of range: at least %d records a second", minRate)
+		}
+	}
+	return nil
 }
 
 // The durabilities.
@@ -130,6 +146,8 @@ func (c *AgentConfig) validate() error {
 		return errors.New("--insecure: conflict: it is for a node without TLS that is not for development")
 	case c.Trace.validate() != nil:
 		return c.Trace.validate()
+	case c.Rates.validate() != nil:
+		return c.Rates.validate()
 	case c.ShutdownDelay < 0 || c.ShutdownDelay > maxShutdownDelay:
 		return fmt.Errorf("--shutdown-delay: out of range: 0 to %s", maxShutdownDelay)
 	case c.MaxRecords < 0:
@@ -264,7 +282,8 @@ func (a *agent) assemble(ctx context.Context) error {
 	}
 	a.server, err = api.New(api.Config{
 		Audit: a.audit, AuditValues: a.cfg.Audit.Values, AuditGoOn: a.cfg.Audit.OnFailure == auditContinue,
-		Hosts: hosts, Insecure: a.cfg.Insecure, TLS: serverTLS, Credentials: a.known, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger, Tracer: a.tracing.tracer(),
+		Limits: api.Limits{WriterRate: a.cfg.Rates.Writer, BulkRate: a.cfg.Rates.Bulk, IssuerRate: a.cfg.Rates.Issuer},
+		Hosts:  hosts, Insecure: a.cfg.Insecure, TLS: serverTLS, Credentials: a.known, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger, Tracer: a.tracing.tracer(),
 		Identity: a.tellIdentity, OtherKeys: a.otherKeys, Leave: sync.OnceFunc(func() { close(a.left) }),
 	})
 	if err != nil {

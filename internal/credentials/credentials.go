@@ -33,7 +33,8 @@ const (
 	MaxGrants   = 16
 	MaxLifetime = 400 * 24 * time.Hour // from the moment at which the file is read
 	maxLive     = 2                    // tokens of one name: the old one and the new one
-	maxRate     = 1_000_000            // a second
+	minRate     = 50                   // a second: a whole message of a stream must not take longer than a call may
+	maxRate     = 1_000_000
 )
 
 // ErrFile: a file of credentials cannot be used; the message says where and why.
@@ -301,8 +302,8 @@ func (e *entry) check() error {
 	switch {
 	case !validName.MatchString(e.Name):
 		return errors.New("name: malformed: 1 to 64 letters, digits, dots, dashes and underscores, the first a letter or digit")
-	case e.Rate < 0 || e.Rate > maxRate:
-		return fmt.Errorf("rate: out of range: 1 to %d records a second, or none", maxRate)
+	case e.Rate != 0 && (e.Rate < minRate || e.Rate > maxRate):
+		return fmt.Errorf("rate: out of range: %d to %d records a second, or none", minRate, maxRate)
 	case len(e.Grants) > MaxGrants:
 		return fmt.Errorf("grants: too large: at most %d", MaxGrants)
 	}

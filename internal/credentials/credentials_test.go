@@ -181,6 +181,7 @@ func TestRefused(t *testing.T) {
 		one("expires=soon"):                            "tokens[0]: expires: malformed or missing",
 		one("expires=2027-12-08T12:00:00Z"):            "at most 400 days",
 		one("rate=-1"):                                 "tokens[0]: rate: out of range",
+		one("rate=49"):                                 "tokens[0]: rate: out of range",
 		one("rate=1000001"):                            "tokens[0]: rate: out of range",
 		one("grants=[" + grants + "]"):                 "at most 16",
 		one("grants=[{}]"):                             "tokens[0]: grants[0]: malformed",

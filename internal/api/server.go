@@ -109,16 +109,7 @@ func or[T int | int64 | time.Duration](v *T, def T) {
 	}
 }
 
-func (c *Config) validate() error {
-	l := &c.Limits
-	switch {
-	case c.Node == nil:
-		return fmt.Errorf("api: node: %w: required", revocation.ErrInvalid)
-	case c.Verifier == nil:
-		return fmt.Errorf("api: verifier: %w: required", revocation.ErrInvalid)
-	case l.Connections < 0 || l.Strangers < 0 || l.Streams < 0 || l.Message < 0 || l.Batch < 0 || l.Total < 0 || l.Read < 0 || l.Deadline < 0 || l.Idle < 0 || l.WriterRate < 0 || l.BulkRate < 0 || l.IssuerRate < 0 || c.Drain < 0 || c.Linger < 0:
-		return fmt.Errorf("api: limits: %w: not negative", revocation.ErrInvalid)
-	}
+func (l *Limits) defaults() {
 	or(&l.Connections, 10_000)
 	or(&l.Strangers, 1000)
 	or(&l.Streams, 64)
@@ -131,6 +122,19 @@ func (c *Config) validate() error {
 	or(&l.WriterRate, 1000)
 	or(&l.BulkRate, 50_000)
 	or(&l.IssuerRate, 50_000)
+}
+
+func (c *Config) validate() error {
+	l := &c.Limits
+	switch {
+	case c.Node == nil:
+		return fmt.Errorf("api: node: %w: required", revocation.ErrInvalid)
+	case c.Verifier == nil:
+		return fmt.Errorf("api: verifier: %w: required", revocation.ErrInvalid)
+	case l.Connections < 0 || l.Strangers < 0 || l.Streams < 0 || l.Message < 0 || l.Batch < 0 || l.Total < 0 || l.Read < 0 || l.Deadline < 0 || l.Idle < 0 || l.WriterRate < 0 || l.BulkRate < 0 || l.IssuerRate < 0 || c.Drain < 0 || c.Linger < 0:
+		return fmt.Errorf("api: limits: %w: not negative", revocation.ErrInvalid)
+	}
+	l.defaults()
 	or(&c.Drain, 10*time.Second)
 	if c.Now == nil {
 		c.Now = time.Now

@@ -26,6 +26,9 @@ import (
 	"github.com/revokd/revokd/revocation"
 )
 
+// patience bounds waits for a node. Ten million records take seconds on an idle machine, and minutes on a busy one.
+const patience = 10 * time.Minute
+
 // lifetime of the revocations that are measured: none expires during a run.
 const lifetime = 24 * time.Hour
 
@@ -88,7 +91,7 @@ func newCluster(ctx context.Context, program, home string, n int, creds []*sysca
 
 // start starts a node, on its port and its data if it had any, and waits until it is ready.
 func (c *cluster) start(ctx context.Context, a *agent) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	args := []string{c.program, "agent", "--dev", "--node-name", a.name, "--data-dir", c.home, "--api-addr", "127.0.0.1:" + max(a.port, "0"), "--log-level", "warn"}
 	for _, other := range c.nodes {
@@ -121,7 +124,7 @@ func (a *agent) end(ctx context.Context) error {
 	if err := p.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	code, err := p.Wait(ctx)
 	if err != nil || code != 0 {
@@ -155,7 +158,7 @@ func (c *cluster) pids() (list []int) {
 }
 
 func (c *cluster) voters(ctx context.Context, n int) error {
-	return until(ctx, time.Minute, func() error {
+	return until(ctx, patience, func() error {
 		for _, a := range c.nodes {
 			res, err := a.adm.Members(ctx, connect.NewRequest(&revokdv1.MembersRequest{}))
 			if err != nil {
@@ -336,7 +339,7 @@ func filled(ctx context.Context, program, home string, n int, args ...string) (*
 		c.stop()
 		return nil, err
 	}
-	return c, c.hold(ctx, time.Minute, int64(n), a)
+	return c, c.hold(ctx, patience, int64(n), a)
 }
 
 // refill adds records to a lone node that runs, from a number on; it is restarted meanwhile.

@@ -30,16 +30,16 @@ type scenario struct {
 
 func scenarios() []scenario {
 	return []scenario{
-		{name: "lookup", about: "latency and throughput of a check in memory, beside stores in memory and behind a socket", run: runLookup, limit: 30 * time.Minute},
-		{name: "remote", about: "a check over the network", run: runRemote, limit: 12 * time.Minute},
-		{name: "memory", about: "bytes for a revocation, and what the garbage collector makes of them", run: runMemory, limit: 20 * time.Minute},
-		{name: "everywhere", about: "from a revocation to all nodes", run: runEverywhere, limit: 25 * time.Minute},
-		{name: "lossy", about: "the same with packets lost between one node and the others", run: runLossy, limit: 12 * time.Minute, isolated: true},
-		{name: "writes", about: "acknowledged writes on disk", run: runWrites, limit: 12 * time.Minute},
-		{name: "restart", about: "start, catching up, joining empty", run: runRestart, limit: 20 * time.Minute},
-		{name: "mass", about: "a million tokens, and one cutoff", run: runMass, limit: 12 * time.Minute},
-		{name: "micro", about: "Go benchmarks of the packages, as benchstat reads them", run: runMicro, limit: 25 * time.Minute},
-		{name: "growth", about: "every figure as a function of size: the fitted curve, and the simulator", run: runGrowth, limit: 12 * time.Minute},
+		{name: "lookup", about: "latency and throughput of a check in memory, beside stores in memory and behind a socket", run: runLookup, limit: 60 * time.Minute},
+		{name: "remote", about: "a check over the network", run: runRemote, limit: 24 * time.Minute},
+		{name: "memory", about: "bytes for a revocation, and what the garbage collector makes of them", run: runMemory, limit: 40 * time.Minute},
+		{name: "everywhere", about: "from a revocation to all nodes", run: runEverywhere, limit: 50 * time.Minute},
+		{name: "lossy", about: "the same with packets lost between one node and the others", run: runLossy, limit: 24 * time.Minute, isolated: true},
+		{name: "writes", about: "acknowledged writes on disk", run: runWrites, limit: 24 * time.Minute},
+		{name: "restart", about: "start, catching up, joining empty", run: runRestart, limit: 40 * time.Minute},
+		{name: "mass", about: "a million tokens, and one cutoff", run: runMass, limit: 24 * time.Minute},
+		{name: "micro", about: "Go benchmarks of the packages, as benchstat reads them", run: runMicro, limit: 50 * time.Minute},
+		{name: "growth", about: "every figure as a function of size: the fitted curve, and the simulator", run: runGrowth, limit: 24 * time.Minute},
 	}
 }
 

@@ -113,7 +113,7 @@ func massRevokd(ctx context.Context, r *Result, id, program, dir string, n, node
 				return err
 			}
 			acked = time.Since(began)
-			if err := c.hold(ctx, 2*time.Minute, before+int64(n), c.nodes...); err != nil {
+			if err := c.hold(ctx, patience, before+int64(n), c.nodes...); err != nil {
 				return err
 			}
 			everywhere = time.Since(began)
@@ -141,7 +141,7 @@ func massRevokd(ctx context.Context, r *Result, id, program, dir string, n, node
 		}
 		acked := time.Since(began)
 		for _, a := range c.nodes {
-			if err := until(ctx, time.Minute, func() error {
+			if err := until(ctx, patience, func() error {
 				at := began.Unix()
 				res, err := a.api.Check(ctx, connect.NewRequest(&revokdv1.CheckRequest{Subject: &revokdv1.CheckRequest_Payload{
 					Payload: fmt.Appendf(nil, `{"iss":%q,"jti":"x","client_id":%q,"iat":%d,"exp":%d}`, issuer, client, at-60, at+3600),
@@ -182,7 +182,7 @@ func massRedis(ctx context.Context, r *Result, id string, s *spreader, n int) er
 		}
 		acked = time.Since(began)
 		for _, c := range clients {
-			if err := until(ctx, time.Minute, func() error {
+			if err := until(ctx, patience, func() error {
 				have, err := c.DBSize(ctx).Result()
 				if err == nil && have < int64(n) {
 					err = fmt.Errorf("%d of %d", have, n)

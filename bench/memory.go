@@ -56,7 +56,7 @@ var holders = []struct {
 }
 
 func holdClient(addr string, mode client.Mode) (any, int64, int64, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c, err := client.Open(ctx, client.Config{Addrs: []string{addr}, Mode: mode})
 	if err != nil {
@@ -170,7 +170,7 @@ func holdAll(ctx context.Context, r *Result, program string, n int, note func(su
 	if err := empty.refill(ctx, empty.nodes[0], 0, n); err != nil {
 		return err
 	}
-	if err := empty.hold(ctx, time.Minute, int64(n), empty.nodes[0]); err != nil {
+	if err := empty.hold(ctx, patience, int64(n), empty.nodes[0]); err != nil {
 		return err
 	}
 	note("revokd agent (the whole process)", n, "resident", residentSet(empty.nodes[0].proc.Pid())-base)

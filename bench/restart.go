@@ -78,7 +78,7 @@ func startAgain(ctx context.Context, r *Result, c *cluster, n, rounds int) error
 				return err
 			}
 			took := time.Since(began)
-			if err := c.hold(ctx, time.Minute, int64(n), a); err != nil {
+			if err := c.hold(ctx, patience, int64(n), a); err != nil {
 				return err
 			}
 			r.add("restart/start", name, size(n), "s", took.Seconds(), params)
@@ -172,7 +172,7 @@ func catchUp(ctx context.Context, r *Result, c *cluster, n int, missed []int, ro
 		if err := c.start(ctx, a); err != nil {
 			return err
 		}
-		if err := c.hold(ctx, time.Minute, int64(n), a); err != nil {
+		if err := c.hold(ctx, patience, int64(n), a); err != nil {
 			return err
 		}
 		r.add(id, "a new node: everything", "time", "s", time.Since(began).Seconds(), map[string]float64{"records": float64(n)})
@@ -203,14 +203,14 @@ func catchUp(ctx context.Context, r *Result, c *cluster, n int, missed []int, ro
 				}
 			}
 			next, held = next+m, held+m
-			if err := c.hold(ctx, time.Minute, int64(held), c.nodes[0], c.nodes[1]); err != nil {
+			if err := c.hold(ctx, patience, int64(held), c.nodes[0], c.nodes[1]); err != nil {
 				return err
 			}
 			began := time.Now()
 			if err := c.start(ctx, third); err != nil {
 				return err
 			}
-			if err := c.hold(ctx, time.Minute, int64(held), third); err != nil {
+			if err := c.hold(ctx, patience, int64(held), third); err != nil {
 				return err
 			}
 			name := fmt.Sprintf("missed %s", size(m))

@@ -49,7 +49,7 @@ func launch(ctx context.Context, name, dir, addr string, as *syscall.Credential,
 		defer close(s.done)
 		_ = s.cmd.Wait() // whoever stops it does not care how it ended
 	}()
-	deadline := time.Now().Add(2 * time.Minute)
+	deadline := time.Now().Add(patience)
 	for {
 		err := ready()
 		if err == nil {

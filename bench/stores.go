@@ -306,7 +306,7 @@ func nodeSubject(ctx context.Context, dir string, n int) (*subject, error) {
 		done := make(chan error, 1)
 		go func() { done <- nd.Run(ctx) }()
 		stop := func() error { cancel(); return errors.Join(<-done, nd.Close()) }
-		if err := until(ctx, time.Minute, func() error {
+		if err := until(ctx, patience, func() error {
 			if w := nd.Ready(); len(w) > 0 {
 				return fmt.Errorf("the node waits for %v", w)
 			}
@@ -350,7 +350,7 @@ func clientSubject(ctx context.Context, a *agent, name string, mode client.Mode,
 	if err != nil {
 		return nil, err
 	}
-	ready, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ready, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := c.Ready(ready); err != nil {
 		return nil, errors.Join(err, c.Close())

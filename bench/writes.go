@@ -192,7 +192,7 @@ func nodeWriter(ctx context.Context, dir string) ([]writer, func(), error) {
 	done := make(chan error, 1)
 	go func() { done <- nd.Run(running) }()
 	stop := func() { cancel(); <-done; _ = nd.Close() }
-	if err := until(ctx, time.Minute, func() error {
+	if err := until(ctx, patience, func() error {
 		if w := nd.Ready(); len(w) > 0 {
 			return fmt.Errorf("the node waits for %v", w)
 		}

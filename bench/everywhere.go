@@ -86,6 +86,10 @@ func runEverywhere(ctx context.Context, r *Result, o options) error {
 	}
 	defer os.RemoveAll(dir)
 	for _, n := range sizes {
+		rounds := rounds
+		if n != 5 && !o.quick {
+			rounds = 2
+		}
 		own := filepath.Join(dir, fmt.Sprint(n))
 		list, err := spreaders(ctx, r, o.program, own, n, nil)
 		progress("%d nodes: %d systems run", n, len(list))

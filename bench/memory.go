@@ -77,7 +77,8 @@ func hold(args []string) error {
 	if err != nil {
 		return err
 	}
-	debug.SetGCPercent(400) // filling takes minutes otherwise; what is measured comes after a collection
+	debug.SetGCPercent(-1) // filling takes minutes otherwise; what is measured comes after a collection
+	debug.SetMemoryLimit(10 << 30)
 	for _, h := range holders {
 		if h.name != args[0] {
 			continue

@@ -297,16 +297,16 @@ func pipeline(s *server, from, to int, command func([]byte, int) []byte, answer 
 	}
 	defer c.Close()
 	const chunk = 5000
-	in := make([]byte, chunk*answer)
+	in, out := make([]byte, chunk*answer), make([]byte, 0, chunk*128)
 	for ; from < to; from += chunk {
 		n := min(chunk, to-from)
 		sent := make(chan error, 1)
 		go func() {
-			b := make([]byte, 0, n*128)
+			out = out[:0]
 			for i := range n {
-				b = command(b, from+i)
+				out = command(out, from+i)
 			}
-			_, err := c.Write(b)
+			_, err := c.Write(out)
 			sent <- err
 		}()
 		if _, err := io.ReadFull(c, in[:n*answer]); err != nil {

@@ -37,12 +37,11 @@ type sums struct {
 // audit is one that this replica has begun.
 type audit struct {
 	*sums
-	theirs     []uint64 // the top, when it has arrived
-	compared   bool
-	next       []byte // nodes that differ and have not been asked for
-	exchanged  int
-	repairedAt uint64
-	lastHeard  time.Duration
+	theirs    []uint64 // the top, when it has arrived
+	compared  bool
+	next      []byte // nodes that differ and have not been asked for
+	exchanged int
+	lastHeard time.Duration
 }
 
 func leafOf(k Key) int { return int(k.Hi >> 48) }
@@ -136,7 +135,7 @@ func (r *Replica) beginAudit() {
 			s.cut[i] = min(o.applied, at(best.applied, uint32(i)))
 		}
 	}
-	r.audit = &audit{sums: s, lastHeard: r.now.Mono, repairedAt: r.stats.Repaired}
+	r.audit = &audit{sums: s, lastHeard: r.now.Mono}
 	best.say(func(w *writer) {
 		w.frame(frameAudit)
 		w.uint(s.id)
@@ -337,13 +336,19 @@ func (r *Replica) receiveLeaf(p *peer, f *reader) error {
 	if !mine && !theirs {
 		return nil
 	}
-	before := r.stats.ScannedNew
-	if _, err := r.mergeAll(p, b); errors.Is(err, ErrDefinition) {
+	s := r.served
+	if mine {
+		s = r.audit.sums
+	}
+	if _, err := r.mergeAll(p, b, func(rec *Record, d Dot) {
+		if s.covers(d, r.cfg.Deadline(rec)) { // else it has come since the audit began
+			r.stats.Repaired++
+		}
+	}); errors.Is(err, ErrDefinition) {
 		return err
 	} else if err != nil {
 		return nil // counted; the next audit finds it again
 	}
-	r.stats.Repaired += r.stats.ScannedNew - before
 	if mine {
 		r.audit.lastHeard = r.now.Mono
 		r.audit.exchanged++
@@ -366,6 +371,8 @@ type Stats struct {
 	Pulls          uint64
 	Scans          uint64
 	Reissued       uint64
+	Impostors      uint64 // claims of what its node has not written, and names of origins that only their node can have
+	Unasked        uint64 // records of other nodes that nobody had asked for
 
 	AuditsEqual      uint64
 	AuditDifferences uint64

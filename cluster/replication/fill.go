@@ -77,18 +77,20 @@ func (w *writer) origin(o *origin) {
 	}
 	w.uint(expires)
 	w.string(o.Node)
+	w.flag(o.own)
 	w.end()
 }
 
 // fillVoters writes under which configuration this replica acknowledges from here on.
 func (r *Replica) fillVoters(w *writer, p *peer) {
-	if r.cfg.Client || p.toldHash == r.voters.Hash && p.toldVotes == r.votes {
+	votes := r.votes && !r.renaming
+	if r.cfg.Client || p.toldHash == r.voters.Hash && p.toldVotes == votes {
 		return
 	}
-	p.toldHash, p.toldVotes = r.voters.Hash, r.votes
+	p.toldHash, p.toldVotes = r.voters.Hash, votes
 	w.frame(frameVoters)
 	w.fixed(r.voters.Hash)
-	w.flag(r.votes)
+	w.flag(votes)
 	w.uint(r.voters.Number)
 	w.uint(uint64(len(r.voters.Names)))
 	for _, name := range r.voters.Names {

@@ -96,6 +96,7 @@ func (r *Replica) receiveAnswer(p *peer, f *reader) {
 		return
 	}
 	q := &p.probes[i]
+	p.answered = max(p.answered, id)
 	q.answered, q.need, q.hash, q.votes, q.ages = true, slices.Clone(p.applied), p.hash, p.votes, ages
 	if r.without("view-at-answer") {
 		q.sent = r.now.Mono
@@ -115,7 +116,7 @@ func (r *Replica) lookUp(p *peer) {
 			last = i
 		}
 	}
-	if last < 0 {
+	if last < 0 || p.overflows { // what it holds is not all known here
 		return
 	}
 	q := p.probes[last]
@@ -135,6 +136,9 @@ func (r *Replica) lookUp(p *peer) {
 	}
 	if q.votes && p.votes || r.without("non-voters") {
 		r.view(p.name, q.sent)
+	}
+	if !r.cfg.Client && !slices.Contains(r.voters.Names, p.name) && !r.without("hearsay-views") {
+		return // it could make any view look young; a client takes its node's word
 	}
 	for i, name := range r.voters.Names {
 		if age := q.ages[i]; age > 0 && age < 1<<40 && name != p.name {

@@ -40,6 +40,8 @@ type origin struct {
 	askedTo   uint64
 	refusedAt Now
 	refused   bool
+	owner     PeerID // of the last session in which its node said that it gives its numbers
+	doubt     doubt
 }
 
 // registry holds origins by index. Index 0 stays empty.

@@ -62,6 +62,8 @@ type Replica struct {
 	lost    bool // unnamed overflowed: look for them in the store
 	lookAt  Key  // where that has come to
 	looking bool
+	// renaming: what it holds under names that somebody else uses has no other ones yet, and its vector does not speak of it. It is no voter until then.
+	renaming bool
 
 	scan    *scan
 	serving int
@@ -80,6 +82,9 @@ type Replica struct {
 
 	cloned    bool // noticed in this step
 	originsAt time.Duration
+	meters    map[string]*meter // by node
+	counting  *counting
+	countedAt time.Duration
 	stats     Stats
 }
 
@@ -92,6 +97,7 @@ type raise struct {
 type unnamed struct {
 	record Record
 	due    time.Duration
+	clone  bool // its name is used by somebody else
 }
 
 // peer is the other side of a session.
@@ -111,6 +117,7 @@ type peer struct {
 	applied []uint64            // its vector, by index
 	durable []uint64
 	cursor  []uint64 // by index: what has been sent
+	asked   []bool   // by index: it was asked for records that are not its own
 	told    []uint64 // floor + 1 of a Below that was sent
 	below   []uint64 // floor + 1 of a Below that came: its log has nothing at or below
 	defined []Origin // what it knows of origins, by index
@@ -138,7 +145,9 @@ type peer struct {
 	levelHash uint64
 	caught    uint64
 	probeID   uint64
+	answered  uint64 // the last probe
 	probeAt   time.Duration
+	overflows bool          // it has named more origins of a node than may be known here
 	auditAt   time.Duration // when it was last asked for one
 	sample    sample
 
@@ -171,7 +180,7 @@ func New(cfg Config, store Store, origins []Origin, vector []VectorEntry) (*Repl
 	}
 	r := &Replica{
 		cfg: cfg, store: store, reg: newRegistry(), peers: make(map[PeerID]*peer), views: make(map[string]time.Duration),
-		audits: make(map[string]time.Duration), log: hotLog{limit: cfg.LogBytes}, looking: !cfg.Client,
+		audits: make(map[string]time.Duration), meters: make(map[string]*meter), log: hotLog{limit: cfg.LogBytes}, looking: !cfg.Client,
 	}
 	for _, o := range origins {
 		if o.Index == 0 || o.Index >= 1<<24 || o.ID == 0 || r.reg.byID[o.ID] != nil || r.reg.get(o.Index) != nil {
@@ -191,6 +200,10 @@ func New(cfg Config, store Store, origins []Origin, vector []VectorEntry) (*Repl
 			o.Sealed = 1 // an earlier run: nothing will follow
 		}
 	}
+	if !cfg.Client {
+		r.recount()
+		r.renaming = slices.ContainsFunc(origins, func(o Origin) bool { return o.Fenced })
+	}
 	for _, v := range vector {
 		if o := r.reg.get(v.Index); o != nil {
 			o.applied, o.durable, o.floor = v.Number, v.Number, v.Number
@@ -204,7 +217,8 @@ func New(cfg Config, store Store, origins []Origin, vector []VectorEntry) (*Repl
 }
 
 // NewOrigin registers an origin of this run for a lane, in place of the one before, which is sealed. The host makes it durable no later
-// than the first record with a number of it. The one before is dropped if it numbered nothing: its index may come again.
+// than the first record with a number of it. The one before is dropped if none of its records was written. Its index does not come again: a write that failed may be
+// on disk all the same, and the next start would take its records for others'.
 func (r *Replica) NewOrigin(id OriginID) (index uint32, err error) {
 	if r.reg.byID[id] != nil || id < lanes {
 		return 0, errors.New("replication: the origin exists")
@@ -212,6 +226,9 @@ func (r *Replica) NewOrigin(id OriginID) (index uint32, err error) {
 	before := r.own[id.Lane()]
 	if before != nil && before.applied == 0 {
 		r.reg.drop(before)
+		if !r.without("reuse-index") {
+			r.reg.free = r.reg.free[:len(r.reg.free)-1]
+		}
 		before = nil
 	}
 	o := r.reg.add(Origin{ID: id, Node: r.cfg.Name})
@@ -372,6 +389,7 @@ func (r *Replica) written(e Written) {
 	}
 	o.applied += uint64(len(e.Records))
 	o.durable = o.applied
+	r.meter(o.Node).held += len(e.Records)
 	r.move(o)
 	r.out.Acks = true
 	for i := range e.Unnamed {
@@ -391,7 +409,7 @@ func (r *Replica) addUnnamed(rec *Record) {
 		return
 	}
 	jitter := time.Duration(r.cfg.Random() % uint64(3*r.cfg.ReissueAfter))
-	r.unnamed = append(r.unnamed, unnamed{*rec, r.now.Mono + r.cfg.ReissueAfter + jitter})
+	r.unnamed = append(r.unnamed, unnamed{*rec, r.now.Mono + r.cfg.ReissueAfter + jitter, r.renaming})
 }
 
 // journaled raises the durable vector.
@@ -496,7 +514,7 @@ func (r *Replica) receive(p *peer, message []byte) error {
 }
 
 func (r *Replica) frame(p *peer, t frameType, f *reader) error {
-	if p.client {
+	if p.client && t < frameUnknown {
 		switch t {
 		case frameHello, frameOrigin, frameVector, framePull, frameScan, frameProbe, frameWindow:
 		default:
@@ -509,12 +527,15 @@ func (r *Replica) frame(p *peer, t frameType, f *reader) error {
 	case frameOrigin:
 		return r.receiveOrigin(p, f)
 	case frameVector:
-		r.receiveVector(p, f)
+		return r.receiveVector(p, f)
 	case frameRecords:
 		return r.receiveRecords(p, f)
 	case frameDefine:
 		if len(f.b) > maxDefinition {
 			return fmt.Errorf("%w: a definition of %d bytes, limit %d", ErrProtocol, len(f.b), maxDefinition)
+		}
+		if r.metered() && !r.meter(p.name).definitions.take(1, definitionBurst, definitionRate, r.now.Mono) {
+			return fmt.Errorf("%w: more than %d definitions at once, or %d a second", ErrQuota, definitionBurst, definitionRate)
 		}
 		if err := r.store.Define(f.take(len(f.b)), r.now); err != nil {
 			return fmt.Errorf("%w: %w", ErrRefused, err)
@@ -589,6 +610,7 @@ func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 	ref := f.limited(1<<24 - 1)
 	in := Origin{ID: OriginID(f.fixed()), Sealed: f.limited(MaxNumber), Expires: uint32(f.limited(1<<32 - 1))}
 	node := f.take(int(f.limited(maxName)))
+	live := len(f.b) > 0 && f.flag() && p.name == string(node) && in.Sealed == 0 // an older version does not say it
 	if f.err != nil || ref == 0 || in.ID < lanes || len(node) == 0 {
 		return fmt.Errorf("%w: origin", ErrProtocol)
 	}
@@ -616,6 +638,18 @@ func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 			return nil
 		}
 		in.Node = string(node)
+		if in.Node == r.cfg.Name && r.leveled {
+			r.stats.Impostors++ // this node would know it, unless its disk was lost
+		}
+		n := 0
+		for _, other := range r.reg.byID {
+			n += int(bit(other.Node == in.Node))
+		}
+		if n >= nodeOrigins && r.metered() {
+			p.refs[ref], p.overflows = 0, true
+			r.meter(in.Node).refused++
+			return nil
+		}
 		if o = r.reg.add(in); o == nil {
 			return fmt.Errorf("%w: more than %d origins", ErrRefused, MaxOrigins)
 		}
@@ -624,7 +658,18 @@ func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 		return fmt.Errorf("%w: an origin of two nodes", ErrProtocol)
 	}
 	p.refs[ref] = o.Index
-	if (in.Sealed > o.Sealed || in.Expires > o.Expires) && !o.own {
+	if live {
+		o.owner, o.doubt = p.id, doubt{}
+		if o.Sealed > 0 && !o.Fenced { // somebody else has said so
+			o.Sealed, o.Expires = 0, 0
+			r.out.Origins = append(r.out.Origins, o.Origin)
+		}
+		return nil
+	}
+	if p.name == o.Node {
+		o.owner = 0
+	}
+	if (in.Sealed > o.Sealed || in.Expires > o.Expires) && !o.own && r.owner(o) == nil {
 		o.Sealed, o.Expires = max(o.Sealed, in.Sealed), max(o.Expires, in.Expires)
 		r.out.Origins = append(r.out.Origins, o.Origin)
 	}
@@ -647,7 +692,7 @@ func (p *peer) origin(r *Replica, ref uint64) *origin {
 	return r.reg.get(p.refs[ref])
 }
 
-func (r *Replica) receiveVector(p *peer, f *reader) {
+func (r *Replica) receiveVector(p *peer, f *reader) error {
 	for range f.count(3) {
 		ref, applied, durable := f.uint(), f.limited(MaxNumber), f.limited(MaxNumber)
 		o := p.origin(r, ref)
@@ -672,19 +717,25 @@ func (r *Replica) receiveVector(p *peer, f *reader) {
 			p.cursor[o.Index] = max(p.cursor[o.Index], applied)
 			r.measure(p, o)
 			if applied > o.applied {
-				r.fence()
+				return r.fence(p)
 			}
 		}
 	}
 	p.heard = true
 	r.wake(p) // the window may have opened
+	return nil
 }
 
 // fence: a clone of this node gives the same numbers. Whatever this run has written must get other ones.
-func (r *Replica) fence() {
+// Since whoever says so may lie, one peer cannot make it happen all the time.
+func (r *Replica) fence(p *peer) error {
+	if !r.meter(p.name).fences.take(1, fenceBurst, 1/fenceEvery.Seconds(), r.now.Mono) && !r.without("fence-always") {
+		r.stats.Impostors++
+		return fmt.Errorf("%w: of this node, again", ErrImpostor)
+	}
 	r.out.Fence = true
 	if r.without("ignore-fence") {
-		return
+		return nil
 	}
 	// Which of its numbers mean what they mean elsewhere nobody knows: nothing is claimed until it has been copied like anybody's, and peers forget
 	// what was claimed with the sessions. The clone has all origins of this run, and records may be on their way under each.
@@ -696,8 +747,9 @@ func (r *Replica) fence() {
 			r.out.Origins = append(r.out.Origins, o.Origin)
 		}
 	}
-	r.looking, r.lookAt = true, Key{}
+	r.looking, r.lookAt, r.renaming = true, Key{}, !r.without("fenced-votes")
 	r.cloned = true
+	return nil
 }
 
 // closeAll ends all sessions.
@@ -748,7 +800,26 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		first = o.applied + 1
 	}
 	if o.own { // a clone of this node has written
-		r.fence()
+		return r.fence(p)
+	}
+	if p.name != o.Node && !r.cfg.Client && !r.without("unasked") {
+		if !at(p.asked, o.Index) {
+			r.stats.Unasked += n
+			return nil // only an origin's node sends without being asked
+		}
+		if claim, _ := r.claim(p, o); last > claim { // see there
+			if claim <= o.applied {
+				return nil
+			}
+			b = b[:max(0, int(claim+1)-int(first))*RecordSize]
+			if last = claim; len(b) == 0 {
+				return nil
+			}
+		}
+	}
+	m := r.meter(o.Node)
+	if err := r.pace(m, o.Node, len(b)/RecordSize); err != nil {
+		r.refuse(o, err)
 		return nil
 	}
 	gap := first > o.applied+1
@@ -767,7 +838,11 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		if (number-first)%MaxRun == 0 {
 			r.ahead(b, RecordSize)
 		}
-		m, err := r.store.Merge(rec, MakeDot(o.Index, number), r.now, direct)
+		var did Merged
+		err := r.room(m, o.Node, direct)
+		if err == nil {
+			did, err = r.store.Merge(rec, MakeDot(o.Index, number), r.now, direct)
+		}
 		if err != nil {
 			if errors.Is(err, ErrDefinition) {
 				broken = err
@@ -776,14 +851,15 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 			}
 			break
 		}
-		if m.Changed {
+		if did.Changed {
+			m.held++
 			if records == nil {
 				n := len(b) / RecordSize
 				records, dots = make([]Record, 0, n), make([]Dot, 0, n)
 			}
 			records, dots = append(records, *rec), append(dots, MakeDot(o.Index, number))
 		}
-		if m.Unnamed {
+		if did.Unnamed {
 			r.addUnnamed(rec)
 		}
 		o.latest = max(o.latest, r.cfg.Deadline(rec))
@@ -899,6 +975,7 @@ func (r *Replica) work() {
 	r.chase()
 	r.runScan()
 	r.nameUnnamed()
+	r.count()
 	if r.now.Mono >= r.originsAt {
 		r.originsAt = r.now.Mono + originsEvery
 		r.dropOrigins()
@@ -952,8 +1029,13 @@ func (r *Replica) chaseOne(o *origin) bool {
 		if !p.hello || p.client || at(p.applied, o.Index) <= o.applied {
 			continue
 		}
+		claim, waits := r.claim(p, o)
+		more = more || waits
+		if claim <= o.applied {
+			continue
+		}
 		more = true
-		behind = max(behind, at(p.applied, o.Index)-o.applied)
+		behind = max(behind, claim-o.applied)
 		if at(p.below, o.Index) > o.applied+1 {
 			continue // only a scan helps there
 		}
@@ -978,7 +1060,7 @@ func (r *Replica) chaseOne(o *origin) bool {
 		return false
 	case o.refused && r.now.Mono < o.refusedAt.Mono+refusedRetry:
 	case best == nil:
-		if r.scan == nil {
+		if r.scan == nil && behind > 0 {
 			r.startScan()
 		}
 	case o.asked != 0 && r.now.Mono < o.askedAt.Mono+pullTimeout:
@@ -986,7 +1068,10 @@ func (r *Replica) chaseOne(o *origin) bool {
 	case r.cfg.Client && !o.refused && r.now.Mono < o.since.Mono+pullTimeout: // so is the node of a client
 	case len(best.out) >= maxOut:
 	default:
-		o.asked, o.askedAt, o.askedTo = best.id, r.now, at(best.applied, o.Index)
+		claim, _ := r.claim(best, o)
+		o.asked, o.askedAt, o.askedTo = best.id, r.now, claim
+		best.asked = grow(best.asked, o.Index)
+		best.asked[o.Index] = true
 		o.refused = false
 		r.stats.Pulls++
 		r.define(best, o)
@@ -1017,6 +1102,12 @@ func (r *Replica) nameUnnamed() {
 			r.lookAt = Key{}
 		}
 	}
+	if r.renaming && !r.looking && !r.lost && !slices.ContainsFunc(r.unnamed, func(u unnamed) bool { return u.clone }) {
+		r.renaming = false
+		for _, p := range r.order {
+			r.wake(p) // it votes again
+		}
+	}
 	if len(r.unnamed) == 0 {
 		if r.lost {
 			r.lost, r.looking = false, true
@@ -1035,7 +1126,7 @@ func (r *Replica) nameUnnamed() {
 		}
 		r.out.Reissue = append(r.out.Reissue, held)
 		r.stats.Reissued++
-		kept = append(kept, unnamed{held, r.now.Mono + reissueRetry}) // until it has one
+		kept = append(kept, unnamed{held, r.now.Mono + reissueRetry, u.clone}) // until it has one
 	}
 	r.unnamed = kept
 }
@@ -1054,7 +1145,7 @@ func (r *Replica) dropOrigins() {
 			r.move(o)            // peers are told with the vector
 			r.out.Origins = append(r.out.Origins, o.Origin)
 		}
-		if o == nil || o.own {
+		if o == nil || o.own || r.owner(o) != nil {
 			continue
 		}
 		whole := o.Sealed > 0 && o.applied >= o.Sealed
@@ -1082,6 +1173,9 @@ func (r *Replica) dropOrigins() {
 					if int(o.Index) < len(*s) {
 						(*s)[o.Index] = 0
 					}
+				}
+				if int(o.Index) < len(p.asked) {
+					p.asked[o.Index] = false
 				}
 				if int(o.Index) < len(p.defined) {
 					p.defined[o.Index] = Origin{}
@@ -1144,7 +1238,7 @@ func (r *Replica) Deadline() time.Duration {
 	if len(r.unnamed) > 0 {
 		next = min(next, r.now.Mono+r.cfg.ReissueAfter)
 	}
-	if r.audit != nil || r.served != nil && !r.served.done {
+	if r.counting != nil || r.audit != nil || r.served != nil && !r.served.done {
 		next = min(next, r.now.Mono+auditPause)
 	}
 	for _, p := range r.order {

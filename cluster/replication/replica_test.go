@@ -403,7 +403,7 @@ func TestCloneNoticedInOneLane(t *testing.T) {
 		}
 	}
 	r.Step(now, Written{Index: index[Urgent], First: 1, Records: []Record{testRecord(1, 1)}})
-	r.fence()
+	_ = r.fence(&peer{name: "b"})
 	next, err := r.NewOrigin(MakeOrigin(200, Bulk))
 	if err != nil || next == index[Bulk] {
 		t.Fatalf("index %d again: %v", next, err)
@@ -458,7 +458,9 @@ func TestFencedContentIsAskedForAgain(t *testing.T) {
 	rec := testRecord(1, 1)
 	_, _ = store.Merge(&rec, MakeDot(index, 1), now, true)
 	r.Step(now, Written{Index: index, First: 1, Records: []Record{rec}})
-	r.fence()
+	if err := r.fence(&peer{name: "b"}); err != nil {
+		t.Fatal(err)
+	}
 	if len(r.out.Origins) != 1 || !r.out.Origins[0].Fenced {
 		t.Errorf("the host is told %+v", r.out.Origins)
 	}

@@ -150,7 +150,13 @@ func (r *Replica) endScan() {
 	var raised []VectorEntry
 	for index := range uint32(len(r.reg.list)) {
 		o := r.reg.get(index)
-		if o == nil || held[index] <= o.applied || o.own {
+		if o == nil || o.own {
+			continue
+		}
+		if owner := r.owner(o); owner != nil && !r.silent(o, owner) { // what its node has not given, nobody holds
+			held[index] = min(held[index], at(owner.applied, index))
+		}
+		if held[index] <= o.applied {
 			continue
 		}
 		o.applied = held[index]
@@ -284,11 +290,12 @@ func (r *Replica) receiveScanned(p *peer, f *reader, early bool) error {
 	if s == nil || s.id != id || !s.begun {
 		return nil
 	}
-	last, err := r.mergeAll(p, b)
+	last, err := r.mergeAll(p, b, nil)
 	if err != nil {
 		// The scan cannot end without it: the part goes back, and is tried again later.
 		r.release(s)
 		s.notBefore = r.now.Mono + refusedRetry
+		p.busyUntil = r.now.Mono + scanTimeout // somebody else may not have it
 		if errors.Is(err, ErrDefinition) {
 			return err
 		}
@@ -302,8 +309,8 @@ func (r *Replica) receiveScanned(p *peer, f *reader, early bool) error {
 	return nil
 }
 
-// mergeAll merges records with dots and returns the last one.
-func (r *Replica) mergeAll(p *peer, b []byte) (last *Record, err error) {
+// mergeAll merges records with dots and returns the last one; changed is told the dots of those that changed something.
+func (r *Replica) mergeAll(p *peer, b []byte, changed func(*Record, Dot)) (last *Record, err error) {
 	records, dots := make([]Record, 0, len(b)/entrySize), make([]Dot, 0, len(b)/entrySize)
 	for i := 0; len(b) > 0; i, b = i+1, b[entrySize:] {
 		if i%MaxRun == 0 {
@@ -316,14 +323,30 @@ func (r *Replica) mergeAll(p *peer, b []byte) (last *Record, err error) {
 			d = MakeDot(o.Index, theirs.Number())
 			o.latest = max(o.latest, r.cfg.Deadline(rec))
 		}
+		node := p.name // of content without a dot
+		if d != 0 {
+			node = r.reg.get(d.Index()).Node
+		}
+		meter := r.meter(node)
 		var m Merged
-		if m, err = r.store.Merge(rec, d, r.now, false); err != nil {
+		refused := r.room(meter, node, p.name == node)
+		if refused == nil {
+			m, refused = r.store.Merge(rec, d, r.now, false)
+		}
+		if refused != nil { // the others are not held up by it
 			r.stats.Refused++
-			r.stats.LastRefused = err
-			break
+			r.stats.LastRefused = refused
+			if err = refused; errors.Is(err, ErrDefinition) {
+				break
+			}
+			continue
 		}
 		if m.Changed {
+			meter.held++
 			records, dots = append(records, *rec), append(dots, d)
+			if changed != nil {
+				changed(rec, d)
+			}
 		}
 		if m.Unnamed {
 			r.addUnnamed(rec)

@@ -131,6 +131,8 @@ var (
 	ErrDefinition = errors.New("replication: the definition of a record is missing")
 	// ErrClone: a peer holds records of this run that this node has not written: all sessions begin anew.
 	ErrClone = errors.New("replication: another node writes under this one's name")
+	// ErrImpostor: a peer says that it holds records that their node has not written.
+	ErrImpostor = errors.New("replication: a peer claims records that their node has not written")
 	// ErrRefused: the peer sent a record that the store refused.
 	ErrRefused = errors.New("replication: a record was refused")
 )
@@ -167,6 +169,11 @@ type Config struct {
 	// Random returns random bits, for jitter.
 	Random func() uint64
 
+	// NodeRecords is how many live records one node may have written that are held here, and NodeRate how many it may write in a second, over ten. They
+	// should be the same on all nodes. Defaults: 2^24 and 250 000.
+	NodeRecords int
+	NodeRate    int
+
 	LogBytes     int                    // records kept for peers; default 40 MiB
 	Window       int                    // bulk records on their way to a peer; default 16384
 	VectorEvery  time.Duration          // least time between vectors to a peer; default 2 ms
@@ -199,7 +206,7 @@ func (c *Config) validate() error {
 	for _, v := range []struct {
 		v   *int
 		def int
-	}{{&c.LogBytes, 40 << 20}, {&c.Window, 16384}, {&c.Scans, 4}, {&c.ScanPiece, 4096}} {
+	}{{&c.LogBytes, 40 << 20}, {&c.Window, 16384}, {&c.Scans, 4}, {&c.ScanPiece, 4096}, {&c.NodeRecords, 1 << 24}, {&c.NodeRate, 250_000}} {
 		if *v.v == 0 {
 			*v.v = v.def
 		}

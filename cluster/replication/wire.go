@@ -11,7 +11,7 @@ type frameType byte
 
 const (
 	frameHello     frameType = 1  // see hello
-	frameOrigin    frameType = 2  // ref, id 8, sealed, expires, node
+	frameOrigin    frameType = 2  // ref, id 8, sealed, expires, node, and whether the sender gives its numbers now 1: older ones leave that out
 	frameVector    frameType = 3  // n, n times ref, applied, durable
 	frameRecords   frameType = 4  // ref, first, records
 	frameDefine    frameType = 5  // a definition
@@ -31,6 +31,7 @@ const (
 	frameWindow    frameType = 19 // records of scans that have been taken in, in all
 	frameEarly     frameType = 21 // scan, n times a record as in frameScanned, ahead of its place there
 	frameVoters    frameType = 20 // from here on: hash 8 of the configuration, whether the sender votes 1, number, n, n names
+	frameUnknown   frameType = 21 // and all above: of later versions, skipped
 )
 
 // Limits of the format.

@@ -33,7 +33,8 @@ var imports = map[string]string{
 	"journal":                             "internal/faults",
 	"cluster":                             "internal/atomicfile internal/clock internal/faults",
 	"cluster/replication":                 "",
-	"cluster/replication/internal/sim":    "cluster/replication cluster/voters revocation",
+	"cluster/replication/internal/next":   "",
+	"cluster/replication/internal/sim":    "cluster/replication cluster/replication/internal/next cluster/voters revocation",
 	"cluster/replication/internal/simrun": "cluster/replication/internal/sim",
 	"cluster/voters":                      "",
 

@@ -65,7 +65,7 @@ func (h *host) forget(wr *write) {
 
 // settle acknowledges what a majority has confirmed, as package node does.
 func (h *host) settle() {
-	if h.client || len(h.voters.Names) == 0 {
+	if h.client || h.rogue != nil || len(h.voters.Names) == 0 {
 		return
 	}
 	h.waiters = slices.DeleteFunc(h.waiters, func(wr *write) bool {
@@ -149,6 +149,10 @@ func (h *host) checkRange(s *store, what string, id replication.OriginID, from, 
 			if from == 1 && len(list) == 0 || h.w.broken != "" {
 				return to
 			}
+			if h.w.rogue != nil { // it was believed while that origin's node could not be asked; that node will notice, and take other numbers
+				h.w.ambiguous[id] = true
+				return to
+			}
 			h.w.failf("%s: its %s claims number %d of origin %x, which gave %d", h.name, what, n, uint64(id), len(list))
 			return to
 		}
@@ -222,7 +226,7 @@ func (h *host) viewsOf(wr *write) string {
 }
 
 // cloned: a test has copied a running node.
-func (w *World) cloned() bool { return len(w.ambiguous) > 0 || w.broken != "" }
+func (w *World) cloned() bool { return len(w.ambiguous) > 0 || w.rogue != nil || w.broken != "" }
 
 // quiesce heals everything and waits until all replicas are equal.
 func (w *World) quiesce(limit time.Duration) {
@@ -230,7 +234,7 @@ func (w *World) quiesce(limit time.Duration) {
 	clear(w.cut)
 	w.release()
 	for _, h := range w.hosts {
-		h.wall, h.guarded, h.store.full = 0, 0, false
+		h.wall, h.guarded, h.store.full, h.refuses = 0, 0, false, 0
 		if !h.up {
 			h.start()
 		}
@@ -258,7 +262,10 @@ func (w *World) difference() string {
 	expected := w.live(first)
 	vector := first.vectorByID()
 	for _, h := range w.hosts {
-		if h.core.Stats().Behind > 0 {
+		if h.rogue != nil {
+			continue
+		}
+		if h.core.Stats().Behind > 0 && w.rogue == nil {
 			return h.name + " is behind"
 		}
 		if h.client { // it may hold what went from a node straight to it, and was lost with that node's disk
@@ -268,6 +275,14 @@ func (w *World) difference() string {
 			continue
 		}
 		live := w.live(h)
+		if w.rogue != nil { // what it has written, and joined with theirs, they need not all have
+			live, expected = nil, nil
+			for _, wr := range w.writes {
+				if (wr.quorum || wr.local) && !h.holdsContent(h.store, &wr.record) {
+					return h.name + " lacks content"
+				}
+			}
+		}
 		if len(live) != len(expected) {
 			return h.name + " holds more, or fewer, records than " + first.name
 		}
@@ -275,7 +290,7 @@ func (w *World) difference() string {
 			x := expected[k]
 			switch {
 			case x == nil || x.record != e.record:
-				return h.name + " holds other content than " + first.name
+				return h.name + " holds other content than " + first.name + ": " + h.store.describe(&x.record)
 			case e.dot == 0:
 				return h.name + " holds content without a name"
 			}
@@ -285,10 +300,10 @@ func (w *World) difference() string {
 				return h.name + " has another vector than " + first.name
 			}
 		}
-		if len(h.queue) > 0 {
+		if len(h.queue) > 0 || h.behind.missed {
 			return h.name + " writes to its disk"
 		}
-		if !w.large && !h.votes {
+		if !w.large && !h.votes && (w.rogue == nil || h.core.Stats().Refused == 0) { // what it refuses keeps it from being level
 			return h.name + " does not vote"
 		}
 	}
@@ -345,13 +360,22 @@ func (w *World) checkEnd() {
 		}
 	}
 	for _, k := range sortedKeys(w.live(first)) {
+		if w.rogue != nil {
+			break
+		}
 		if r := first.store.entries[k].record; !all.covers(&r) {
 			w.failf("all hold content that nobody wrote")
 		}
 	}
 	for _, h := range w.hosts {
+		if h.rogue != nil {
+			continue
+		}
+		if w.rogue != nil {
+			h.checkRogue()
+		}
 		h.checkFresh()
-		if n := len(h.core.Origins()); n > len(w.content)+2*len(w.nodes) {
+		if n := len(h.core.Origins()); n > len(w.content)+2*len(w.nodes) && w.rogue == nil {
 			w.failf("%s knows %d origins; there were %d", h.name, n, len(w.content))
 		}
 		for _, o := range h.core.Origins() {
@@ -368,6 +392,39 @@ func (w *World) checkEnd() {
 		w.result.Reissued += s.Reissued
 		w.result.Repaired += s.Repaired
 	}
+}
+
+// checkRogue: it has made nobody keep more than one node may, and nobody has lost what was acknowledged.
+func (h *host) checkRogue() {
+	w := h.w
+	n := 0
+	for _, e := range h.store.entries {
+		if o, ok := h.nodeOf(e.dot.Index()); ok && o == rogueName {
+			n++
+		}
+	}
+	if limit := rogueRecords * len(w.nodes); n > limit && !h.client {
+		w.failf("%s holds %d records of the rogue, limit %d", h.name, n, limit)
+	}
+	for _, wr := range w.writes {
+		if wr.quorum && !h.holdsContent(h.store, &wr.record) {
+			w.failf("%s lacks a write of %s at %v that a majority acknowledged: %s", h.name, wr.by, wr.began, h.store.describe(&wr.record))
+		}
+	}
+	for _, e := range h.store.entries {
+		if parse(&e.record).Plausible(epoch+int64(w.now/time.Millisecond)) != nil {
+			w.failf("%s holds a record that is out of bounds: %s", h.name, h.store.describe(&e.record))
+		}
+	}
+}
+
+func (h *host) nodeOf(index uint32) (string, bool) {
+	for _, o := range h.core.Origins() {
+		if o.Index == index {
+			return o.Node, true
+		}
+	}
+	return "", false
 }
 
 // verifyDisk holds the whole vector on disk against the records there.

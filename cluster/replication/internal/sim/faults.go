@@ -39,7 +39,7 @@ func (w *World) settleVoters() {
 		w.run(w.now + 20*time.Millisecond)
 		all := true
 		for _, h := range w.hosts {
-			all = all && (h.votes || h.client && h.voters.Hash != 0)
+			all = all && (h.votes || h.client && h.voters.Hash != 0 || h.rogue != nil)
 		}
 		if all {
 			w.setup = false
@@ -70,7 +70,12 @@ func (w *World) workload(end time.Duration) {
 				seconds = uint32(epoch/1000) + uint32(w.now/time.Second) + uint32(w.rng.IntN(3))
 			}
 			lane := replication.Lane(w.rng.IntN(2))
-			h.write(makeRecord(w.rng.Uint64N(keys), epoch+int64(w.rng.IntN(50)), seconds), lane)
+			key := w.rng.Uint64N(keys)
+			r := makeRecord(key, epoch+int64(w.rng.IntN(50)), seconds)
+			if h.next {
+				r = nextRecord(r, key)
+			}
+			h.write(r, lane)
 		}
 		w.after(w.between(every/2, every*2), next)
 	}
@@ -80,7 +85,7 @@ func (w *World) workload(end time.Duration) {
 // nemesis breaks things until a time.
 func (w *World) nemesis(end time.Duration) {
 	pause := w.between(10*time.Millisecond, 80*time.Millisecond)
-	wipes, steps := w.chance(0.4), w.chance(0.3)
+	wipes, steps, disks, versions := w.chance(0.4), w.chance(0.3), w.chance(0.4), w.chance(0.4)
 	var next func()
 	next = func() {
 		if w.now >= end || len(w.result.Failures) > 0 {
@@ -88,7 +93,7 @@ func (w *World) nemesis(end time.Duration) {
 		}
 		w.mark(6)
 		h := w.hosts[w.rng.IntN(len(w.hosts))]
-		switch k := w.rng.IntN(20); {
+		switch k := w.rng.IntN(24); {
 		case k < 4:
 			if l := w.links[w.rng.IntN(len(w.links))]; l.conn != nil {
 				l.conn.close(w.chance(0.7))
@@ -113,9 +118,17 @@ func (w *World) nemesis(end time.Duration) {
 			if h.up {
 				h.paused = w.now + w.between(5*time.Millisecond, 500*time.Millisecond)
 			}
-		case k < 18 && steps:
+		case k < 18 && steps && w.rogue == nil: // whose clock cannot be believed judges no record
 			h.wall = int64(w.between(-time.Hour, time.Hour) / time.Millisecond)
 			h.guarded = int64(w.between(-20*time.Second, 0) / time.Millisecond)
+		case k >= 22:
+			if disks && !h.client { // full, or failing: memory goes on
+				h.refuses = w.now + w.between(5*time.Millisecond, 600*time.Millisecond)
+			}
+		case k >= 20:
+			if versions && h.up {
+				w.roll(h, w.between(time.Millisecond, 100*time.Millisecond))
+			}
 		case h.client:
 			h.links[0].move()
 		case h.up && k == 19:
@@ -172,6 +185,13 @@ func (w *World) crash(h *host, wipe bool, d time.Duration) {
 			h.start()
 		}
 	})
+}
+
+// roll starts a host again with the other version of the program.
+func (w *World) roll(h *host, d time.Duration) {
+	h.next = !h.next
+	w.result.Rolls++
+	w.crash(h, false, d)
 }
 
 // mayLose reports whether another disk may be lost: no more at a time than a majority can miss, and one that was lost counts until it votes again.

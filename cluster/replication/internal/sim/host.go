@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/cluster/replication/internal/next"
 	"github.com/revokd/revokd/cluster/voters"
 )
 
@@ -23,6 +24,7 @@ type host struct {
 	inc    replication.Incarnation
 	rng    *rand.Rand
 	links  []*link
+	rogue  *rogue // nil: an honest one
 
 	up       bool
 	run      int // counts starts: what an earlier one began is void
@@ -45,6 +47,9 @@ type host struct {
 	wipedAt time.Duration
 	rotten  bool                    // its disk has lost something without knowing
 	slow    time.Duration           // least time of a sync
+	refuses time.Duration           // until then its disk takes nothing
+	fails   bool                    // the next commit fails, and is on disk all the same
+	next    bool                    // it runs a later version
 	same    [2]replication.OriginID // of its clone: the next origins of this run
 
 	own     [2]ownOrigin
@@ -55,6 +60,7 @@ type host struct {
 
 	queue   []*batch
 	syncing bool
+	behind  behind // what its disk has refused
 	waiters []*write
 	tickAt  time.Duration
 
@@ -87,15 +93,19 @@ func (h *host) start() {
 	h.base = w.now - w.between(time.Second, time.Hour)
 	h.store = newStore(w.broken)
 	h.store.arrived = w.arrived
+	h.store.trusted = func() bool { return !h.client && h.wall == 0 }
 	h.sessions = make(map[replication.PeerID]*session)
 	h.ids, h.origins, h.dropped = make(map[uint32]replication.OriginID), make(map[uint32]replication.Origin), make(map[uint32]bool)
-	h.own, h.fenced, h.queue, h.syncing, h.waiters, h.caught = [2]ownOrigin{}, false, nil, false, nil, nil
+	h.own, h.fenced, h.queue, h.syncing, h.waiters, h.caught, h.behind = [2]ownOrigin{}, false, nil, false, nil, nil, behind{}
 	h.verified, h.fresh, h.tickAt, h.paused = make(map[replication.OriginID]uint64), 0, 0, 0
 	h.voters, h.votes, h.losses = replication.Voters{}, false, 0
 	cfg := replication.Config{
 		Name: h.name, Incarnation: h.inc, Boot: h.rng.Uint64(), KeyID: 7, Client: h.client,
 		Digest: digest, Deadline: deadline, DefinitionID: definition, Random: h.rng.Uint64,
 		ProbeEvery: 20 * time.Millisecond, AuditEvery: -1,
+	}
+	if w.rogue != nil {
+		cfg.NodeRecords = rogueRecords
 	}
 	if w.o.Config != nil {
 		w.o.Config(&cfg)
@@ -118,7 +128,9 @@ func (h *host) start() {
 		core.Seen(index, latest[index])
 	}
 	w.mark(2, h.id, uint64(h.run))
-	if !h.client && !w.large {
+	if h.rogue != nil {
+		h.misbehave(h.run)
+	} else if !h.client && !w.large {
 		machine, err := voters.New(voters.Voter{Name: h.name, Incarnation: voters.Incarnation(h.inc)}, h.disk.voters, h.rng.Uint64())
 		if err != nil {
 			w.failf("%s: voters: %v", h.name, err)
@@ -151,8 +163,8 @@ func (h *host) stop() {
 	}
 	if h.syncing {
 		n := 0
-		for n < len(h.queue) && h.queue[n].taken && w.chance(0.5) {
-			h.disk.apply(h, h.queue[n])
+		for n < len(h.queue) && h.queue[n].taken && w.now >= h.refuses && w.chance(0.5) {
+			h.apply(h.queue[n])
 			n++
 		}
 	}
@@ -223,14 +235,6 @@ func (h *host) step(e replication.Event) {
 		delete(h.verified, h.ids[index])
 		delete(h.ids, index)
 	}
-	for _, c := range out.Close {
-		if s := h.sessions[c.Peer]; s != nil {
-			if !errors.Is(c.Err, replication.ErrClone) {
-				w.failf("%s ends the session with %s: %v", h.name, s.other.name, c.Err)
-			}
-			s.conn.close(true)
-		}
-	}
 	for _, r := range out.Reissue {
 		h.enqueue(&batch{lane: replication.Bulk, records: []replication.Record{r}, own: true, renames: true})
 	}
@@ -247,7 +251,7 @@ func (h *host) step(e replication.Event) {
 			h.later(w.syncs[0], func() { h.step(replication.Journaled{Token: token}) })
 			continue
 		}
-		h.enqueue(&batch{token: j.Token, records: slices.Clone(j.Records), dots: slices.Clone(j.Dots), vector: slices.Clone(j.Vector)})
+		h.keep(&batch{token: j.Token, records: slices.Clone(j.Records), dots: slices.Clone(j.Dots), vector: slices.Clone(j.Vector)})
 		if w.broken == "vector-before-records" {
 			h.disk.raise(h, j.Vector)
 		}
@@ -262,17 +266,25 @@ func (h *host) step(e replication.Event) {
 	if h.client {
 		h.voters = h.core.Voters()
 	}
-	acks, views := out.Acks, out.Views
+	acks, views, closing := out.Acks, out.Views, slices.Clone(out.Close) // what follows may step again
 	if acks || views {
 		h.settle()
 	}
-	if !w.large && !h.rotten {
+	if !w.large && !h.rotten && h.rogue == nil {
 		h.checkVector()
 		if acks {
 			h.checkDurable()
 		}
 		if views {
 			h.checkFresh()
+		}
+	}
+	for _, c := range closing {
+		if s := h.sessions[c.Peer]; s != nil {
+			if !errors.Is(c.Err, replication.ErrClone) && h.rogue == nil && s.other.rogue == nil {
+				w.failf("%s ends the session with %s: %v", h.name, s.other.name, c.Err)
+			}
+			s.conn.close(true)
 		}
 	}
 	h.schedule()
@@ -304,6 +316,9 @@ func (h *host) fill(s *session) {
 		h.schedule()
 		return
 	}
+	if h.next {
+		b = next.Message(b)
+	}
 	if len(b) > replication.MaxMessage {
 		h.w.failf("%s sends a message of %d bytes", h.name, len(b))
 	}
@@ -321,6 +336,7 @@ type batch struct {
 	dots    []replication.Dot
 	token   uint64
 	vector  []replication.VectorEntry
+	mend    *mending // a piece of what the disk has missed
 
 	taken   bool // a sync is under way
 	origins []replication.Origin
@@ -339,13 +355,12 @@ func (h *host) sync() {
 	}
 	h.syncing = true
 	n := len(h.queue)
-	own := true
 	for _, b := range h.queue {
 		h.assign(b)
-		own = own && b.own
 	}
-	// What is committed together fails together. (What becomes of records of peers then is the affair of package node.)
-	failed, reached := own && !h.w.calm && h.w.chance(0.005), h.w.chance(0.5)
+	// What is committed together fails together.
+	failed, reached := !h.w.calm && h.w.chance(0.005) || h.fails, h.w.chance(0.5) || h.fails
+	h.fails = false
 	d := h.w.between(h.w.syncs[0], h.w.syncs[1]) + h.slow
 	if !h.w.calm && h.w.chance(0.02) {
 		d *= 30
@@ -354,9 +369,13 @@ func (h *host) sync() {
 		list := h.queue[:n:n]
 		h.queue = slices.Clone(h.queue[n:])
 		h.syncing = false
+		if h.w.now < h.refuses {
+			failed, reached = true, false
+		}
+		missed := h.behind.missed
 		for _, b := range list {
 			if failed {
-				h.failed(b, reached)
+				h.failed(b, reached, missed)
 			} else {
 				h.committed(b)
 			}
@@ -411,9 +430,12 @@ func (h *host) number(b *batch) {
 	}
 }
 
-// failed is called when a batch is on disk or not, and nobody knows. Its numbers are never given again.
-func (h *host) failed(b *batch, reached bool) {
+// failed is called when a batch is on disk or not, and nobody knows. Its numbers are never given again. missed: something in front of it is not there.
+func (h *host) failed(b *batch, reached, missed bool) {
 	if reached {
+		if missed && b.mend == nil {
+			b.vector = nil
+		}
 		h.disk.apply(h, b)
 	} else {
 		for _, o := range b.origins {
@@ -425,17 +447,36 @@ func (h *host) failed(b *batch, reached bool) {
 			h.dropped[index] = true
 		}
 	}
+	if !b.own {
+		h.behind.missed, h.behind.mending = true, nil // from the beginning
+		h.w.result.Refusals++
+		return
+	}
 	h.own[b.lane] = ownOrigin{}
 	if b.write != nil {
 		h.forget(b.write)
 	}
 }
 
+// apply brings a batch to the disk. Behind one that the disk has refused it brings no vector: a start would believe that it has what was in there.
+func (h *host) apply(b *batch) {
+	if h.behind.missed && b.mend == nil && h.w.broken != "vector-over-refused" {
+		b.vector = nil
+	}
+	h.disk.apply(h, b)
+}
+
 // committed is called when a batch is durable.
 func (h *host) committed(b *batch) {
-	h.disk.apply(h, b)
-	if !b.own {
-		if len(b.records) > 0 || len(b.vector) > 0 {
+	h.apply(b)
+	switch {
+	case b.mend != nil:
+		if b.mend == h.behind.mending {
+			h.mended(b.mend)
+		}
+		return
+	case !b.own:
+		if (len(b.records) > 0 || len(b.vector) > 0) && (!h.behind.missed || h.w.broken == "vector-over-refused") {
 			h.step(replication.Journaled{Token: b.token})
 		}
 		return
@@ -471,6 +512,7 @@ func (h *host) house(run int) {
 			if len(h.origins)+len(h.dropped) > 0 {
 				h.enqueue(&batch{own: true})
 			}
+			h.mend()
 			h.house(run)
 		}
 	})
@@ -509,7 +551,7 @@ func (d *disk) raise(h *host, vector []replication.VectorEntry) {
 	for _, v := range vector {
 		old := d.vector[v.Index]
 		d.vector[v.Index] = max(old, v.Number)
-		if o, ok := d.origins[v.Index]; ok && !h.w.large && !h.rotten {
+		if o, ok := d.origins[v.Index]; ok && !h.w.large && !h.rotten && h.rogue == nil {
 			h.checkDisk(o.ID, old+1, v.Number)
 		}
 	}

@@ -18,10 +18,20 @@ var Mutants = map[string]string{
 	"reuse-epoch":     "a node that lost its disk numbers from 1 under its old name",
 	"ignore-fence":    "a clone goes on under the name of the other",
 	"fence-forgotten": "the next start believes the names that somebody else has used",
+	"reuse-index":     "the index of an origin whose write failed is given to the next one",
+	// Rogues
+	"no-meter":      "a node may write as much as it likes",
+	"no-bounds":     "nobody looks at the times of records",
+	"hearsay":       "who says that he holds more than its node has given is believed",
+	"hearsay-views": "everybody's views of voters count",
+	"unasked":       "records of others are taken that nobody has asked for",
+	"fence-always":  "a node takes other names whenever somebody says that it must",
+	"fenced-votes":  "a node whose names somebody else uses votes before it has given others",
 	// Durability
 	"durable-early":         "records are called durable before they are on disk",
 	"vector-not-journaled":  "what is covered is called durable, and the vector on disk does not have it",
 	"vector-before-records": "the vector is on disk before its records",
+	"vector-over-refused":   "the vector on disk rises over what the disk has refused",
 	"ack-applied":           "what a voter has in memory counts as acknowledged",
 	"no-audit":              "nobody compares sums",
 	// Votes and views

@@ -25,6 +25,9 @@ import (
 //	start n1
 //	rot n1 5                           its disk loses a key, without a sign, and it starts again
 //	slow n1 400ms                      its disk
+//	refuse n1 400ms                    its disk takes nothing for so long
+//	fail n1                            the next commit to its disk fails, and is there all the same
+//	roll n1                            it starts again with the other version of the program
 //	pause n1 300ms                     a node that does nothing for a while
 //	clock n1 -10s                      guarded and wall time
 //	follow c1 n2                       a client goes to a node
@@ -195,7 +198,11 @@ func (w *World) command(f []string) error {
 			value = epoch + v
 		}
 		for k := first; k <= last && err == nil; k++ {
-			h.write(makeRecord(k, value, uint32(epoch/1000)+3600), replication.Urgent)
+			r := makeRecord(k, value, uint32(epoch/1000)+3600)
+			if h.next {
+				r = nextRecord(r, k)
+			}
+			h.write(r, replication.Urgent)
 		}
 		return err
 	case "stream":
@@ -211,6 +218,9 @@ func (w *World) command(f []string) error {
 	case "acked":
 		k, err := strconv.ParseUint(arg(2), 10, 64)
 		r := makeRecord(k, 0, 1)
+		if h.next {
+			r = nextRecord(r, k)
+		}
 		i := len(w.writes) - 1
 		for i >= 0 && (w.writes[i].by != h.name || w.writes[i].record.Key() != r.Key()) {
 			i--
@@ -248,6 +258,12 @@ func (w *World) command(f []string) error {
 		return err
 	case "slow":
 		h.slow = d
+	case "refuse":
+		h.refuses = w.now + d
+	case "fail":
+		h.fails = true
+	case "roll":
+		w.roll(h, time.Millisecond)
 	case "pause":
 		h.paused = w.now + d
 	case "clock":

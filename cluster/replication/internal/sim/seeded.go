@@ -18,6 +18,7 @@ func Seeded(seed uint64, o Options) Options {
 	piece := []int{1, 5, 4096}[rng.IntN(3)]
 	scans := 1 + rng.IntN(4)
 	audit := []time.Duration{-1, -1, 200 * time.Millisecond}[rng.IntN(3)]
+	o.Rogue = o.Rogue || rng.IntN(4) == 0
 	if o.Nodes == 0 {
 		o.Nodes = min(nodes, 9)
 	}
@@ -48,6 +49,8 @@ func (r *Result) Add(o *Result) {
 	r.Quorum += o.Quorum
 	r.Crashes += o.Crashes
 	r.Wipes += o.Wipes
+	r.Rolls += o.Rolls
+	r.Refusals += o.Refusals
 	r.Breaks += o.Breaks
 	r.Scans += o.Scans
 	r.Pulls += o.Pulls
@@ -57,6 +60,6 @@ func (r *Result) Add(o *Result) {
 }
 
 func (r Result) String() string {
-	return fmt.Sprintf("trace %016x, %d events, %v virtual, %d messages, %d bytes, %d writes (%d at quorum), %d crashes, %d wipes, %d sessions ended, %d scans, %d pulls, %d reissued, %d repaired, %d looked up in fresh views",
-		r.Trace, r.Events, r.Virtual.Round(time.Millisecond), r.Messages, r.Bytes, r.Writes, r.Quorum, r.Crashes, r.Wipes, r.Breaks, r.Scans, r.Pulls, r.Reissued, r.Repaired, r.Checked)
+	return fmt.Sprintf("trace %016x, %d events, %v virtual, %d messages, %d bytes, %d writes (%d at quorum), %d crashes, %d wipes, %d changes of version, %d refusals of a disk, %d sessions ended, %d scans, %d pulls, %d reissued, %d repaired, %d looked up in fresh views",
+		r.Trace, r.Events, r.Virtual.Round(time.Millisecond), r.Messages, r.Bytes, r.Writes, r.Quorum, r.Crashes, r.Wipes, r.Rolls, r.Refusals, r.Breaks, r.Scans, r.Pulls, r.Reissued, r.Repaired, r.Checked)
 }

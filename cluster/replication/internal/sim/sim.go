@@ -34,6 +34,7 @@ type Options struct {
 	Clients int           // replicas that only read
 	Degree  int           // sessions of each node, about; 0: with every other
 	For     time.Duration // how long things break and writes happen; default 1.5 s
+	Rogue   bool          // there is one: see rogue
 	Calm    bool          // nothing breaks, nobody writes by chance
 	Mutant  string        // a rule that is left out: see Mutants
 	Config  func(*replication.Config)
@@ -50,6 +51,8 @@ type Result struct {
 	Quorum   int // writes that a majority acknowledged
 	Crashes  int
 	Wipes    int
+	Rolls    int // changes of a host's version
+	Refusals int // batches of peers' records that a disk refused
 	Breaks   int // sessions that ended
 	Scans    uint64
 	Pulls    uint64
@@ -75,6 +78,7 @@ type World struct {
 
 	nodes     []*host // and then clients
 	hosts     []*host
+	rogue     *host // one of them, and none of nodes
 	byName    map[string]*host
 	links     []*link
 	lastID    replication.PeerID
@@ -204,28 +208,28 @@ func New(o Options) *World {
 		cut: make(map[[2]*host]bool), ambiguous: make(map[replication.OriginID]bool), latency: [2]time.Duration{100 * time.Microsecond, 500 * time.Microsecond}, silent: 300 * time.Millisecond,
 		syncs: [2]time.Duration{100 * time.Microsecond, 3 * time.Millisecond}, calm: true, setup: true, large: o.Nodes > voters.MaxVoters,
 	}
-	for i := range o.Nodes + o.Clients {
-		w.addHost(i, i >= o.Nodes)
+	for i := range o.Nodes {
+		w.nodes = append(w.nodes, w.addHost(fmt.Sprintf("n%d", i+1), uint64(i+1), false))
+	}
+	for i := range o.Clients {
+		w.addHost(fmt.Sprintf("c%d", i+1), uint64(o.Nodes+i+1), true)
 	}
 	w.connectAll()
+	if o.Rogue {
+		w.addRogue()
+	}
 	for _, h := range w.hosts {
 		h.start()
 	}
 	return w
 }
 
-func (w *World) addHost(i int, client bool) {
-	name := fmt.Sprintf("n%d", i+1)
-	if client {
-		name = fmt.Sprintf("c%d", i+1-w.o.Nodes)
-	}
-	h := &host{w: w, name: name, id: uint64(i + 1), client: client, disk: newDisk(), rng: rand.New(rand.NewPCG(w.o.Seed, uint64(i)+100))}
+func (w *World) addHost(name string, id uint64, client bool) *host {
+	h := &host{w: w, name: name, id: id, client: client, disk: newDisk(), rng: rand.New(rand.NewPCG(w.o.Seed, id+99))}
 	h.inc = h.incarnation()
 	w.hosts = append(w.hosts, h)
 	w.byName[name] = h
-	if !client {
-		w.nodes = append(w.nodes, h)
-	}
+	return h
 }
 
 // connectAll makes the links: sessions are begun over them, and begun anew when they end.
@@ -296,6 +300,8 @@ type session struct {
 	other   *host
 	filling bool
 	open    bool
+	helped  bool // something was sent
+	heard   bool // it has said something
 }
 
 func (w *World) isCut(from, to *host) bool { return w.cut[[2]*host{from, to}] }
@@ -378,6 +384,9 @@ func (s *session) shut() {
 // send puts a message on its way.
 func (s *session) send(message []byte) {
 	w := s.host.w
+	s.helped = true
+	s.host.overheard(message)
+	s.other.overheard(message)
 	w.result.Messages++
 	w.result.Bytes += uint64(len(message))
 	c, side := s.conn, 1-s.side
@@ -409,6 +418,7 @@ func (c *conn) pump(side int) {
 			return
 		}
 		message := c.queue[side][0].message
+		s.heard = s.heard || len(message) > 100
 		c.queue[side] = c.queue[side][1:]
 		w.mark(1, s.other.id, s.host.id, uint64(len(message)), uint64(crc32.Checksum(message, castagnoli)))
 		s.host.step(replication.Received{Peer: s.id, Message: message})
@@ -460,6 +470,17 @@ func makeRecord(key uint64, value int64, expires uint32) replication.Record {
 		binary.BigEndian.PutUint32(r[32:], uint32(epoch/1000)+36_000)
 		r[36] += byte(value % 2)
 	}
+	return r
+}
+
+// nextRecord is what a later version makes of a record: another class now and then, under a key of its own, and one more flag.
+func nextRecord(r replication.Record, key uint64) replication.Record {
+	if key%4 == 0 {
+		binary.BigEndian.PutUint64(r[8:], mix(key, 9))
+		r[36] = 200
+		binary.BigEndian.PutUint64(r[24:], 9)
+	}
+	r[39] |= 1
 	return r
 }
 

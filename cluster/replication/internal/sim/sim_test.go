@@ -24,7 +24,7 @@ func TestSeeds(t *testing.T) {
 	}
 	t.Log(total)
 	// What did not happen was not tested.
-	if total.Crashes < int(n) || total.Wipes == 0 || total.Scans < n || total.Reissued < n || total.Checked < 100*n || total.Quorum < 10*int(n) || total.Repaired > n {
+	if total.Crashes < int(n) || total.Wipes == 0 || total.Rolls < int(n)/2 || total.Refusals < int(n) || total.Scans < n || total.Reissued < n || total.Checked < 100*n || total.Quorum < 10*int(n) || total.Repaired > 0 {
 		t.Errorf("too little has happened: %v", total)
 	}
 }

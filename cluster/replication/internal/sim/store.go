@@ -15,7 +15,8 @@ type store struct {
 	keys    []replication.Key // sorted
 	defs    map[uint64]bool
 	broken  rule
-	full    bool // takes no new keys
+	full    bool        // takes no new keys
+	trusted func() bool // its clock may judge; nil: never
 	arrived func(replication.Key)
 }
 
@@ -79,6 +80,15 @@ func (*store) Ahead([]replication.Key) {}
 func (s *store) Merge(r *replication.Record, d replication.Dot, now replication.Now, _ bool) (replication.Merged, error) {
 	if !s.defs[definition(r)] {
 		return replication.Merged{}, replication.ErrDefinition
+	}
+	p, err := revocation.ParseRecord(r[:])
+	if err != nil {
+		return replication.Merged{}, err
+	}
+	if s.trusted != nil && s.trusted() && s.broken != "no-bounds" {
+		if err := p.Plausible(now.Wall); err != nil {
+			return replication.Merged{}, err
+		}
 	}
 	if expired(r, now.Guarded) {
 		return replication.Merged{}, nil

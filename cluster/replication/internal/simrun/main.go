@@ -45,7 +45,7 @@ func main() {
 			fmt.Printf("%d of %d seeds, %d failed, %v\n", s-*seed+1, *seeds, failed, time.Since(began).Round(time.Second))
 		}
 	}
-	fmt.Printf("%d seeds from %d, %d failed, %v\n%v\n", *seeds, *seed, failed, time.Since(began).Round(time.Millisecond), total)
+	fmt.Printf("%d seeds from %d, %d failed, %.2f cluster-hours, %v\n%v\n", *seeds, *seed, failed, total.Virtual.Hours(), time.Since(began).Round(time.Millisecond), total)
 	if failed > 0 {
 		os.Exit(1)
 	}

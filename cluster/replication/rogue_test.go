@@ -1,0 +1,408 @@
+package replication
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+// rogueTest is a node a, an honest peer b, and r, which has a certificate and sends a what it likes.
+type rogueTest struct {
+	*pair
+	closed error // why a has ended the session with r
+	fences int
+}
+
+const roguePeer = 9
+
+func newRogueTest(t testing.TB, change func(c *Config)) *rogueTest {
+	x := &rogueTest{pair: newPair(t, func(side int, c *Config) {
+		if change != nil && side == 0 {
+			change(c)
+		}
+	})}
+	names := []string{"a", "b"}
+	x.step(0, SetVoters{Voters{1, 7, names}, true})
+	x.step(1, SetVoters{Voters{1, 7, names}, true})
+	x.write(0, testRecord(1, 1), testRecord(2, 1))
+	x.write(1, testRecord(3, 1), testRecord(4, 1))
+	x.exchange(50 * time.Millisecond)
+	x.connect()
+	return x
+}
+
+func (x *rogueTest) connect() {
+	x.closed = nil
+	x.event(Connected{Peer: roguePeer, Name: "r"})
+	x.say(func(w *writer) { w.hello(hello{1, 0, "r", Incarnation{9}, 1, false}) })
+}
+
+func (x *rogueTest) event(e Event) {
+	out := x.r[0].Step(x.now, e)
+	for _, c := range out.Close {
+		if c.Peer == roguePeer {
+			x.closed = c.Err
+		} else {
+			x.ended = c.Err
+		}
+	}
+	if out.Fence {
+		x.fences++
+	}
+	for _, j := range append([]JournalWrite(nil), out.Journal...) {
+		x.event(Journaled{j.Token})
+	}
+}
+
+func (x *rogueTest) say(fn func(w *writer)) { x.event(Received{roguePeer, frames(fn)}) }
+
+// id is that of b's origin.
+func (x *rogueTest) id() OriginID { return x.r[1].own[Urgent].ID }
+
+func (w *writer) claims(ref, number uint64) {
+	w.frame(frameVector)
+	w.uint(1)
+	w.uint(ref)
+	w.uint(number)
+	w.uint(number)
+	w.end()
+}
+
+func (w *writer) run(ref, first uint64, records ...Record) {
+	w.frame(frameRecords)
+	w.uint(ref)
+	w.uint(first)
+	for i := range records {
+		w.records(records[i][:])
+	}
+	w.end()
+}
+
+func (w *writer) names(ref uint64, id OriginID, node string, sealed uint64, expires uint32, own bool) {
+	w.origin(&origin{Origin: Origin{Index: uint32(ref), ID: id, Node: node, Sealed: sealed, Expires: expires}, own: own, applied: sealed})
+}
+
+// T-ROGUE: whatever a node with a certificate sends, the others take what the rest write, claim what they hold, and no more.
+func TestRogue(t *testing.T) {
+	evil := testRecord(1000, 9)
+	ended := func(x *rogueTest) bool { return errors.Is(x.closed, ErrProtocol) }
+	held := func(x *rogueTest, k uint64) bool {
+		_, ok := x.store[0].records[(&[]Record{testRecord(k, 0)}[0]).Key()]
+		return ok
+	}
+	for _, c := range []struct {
+		name   string
+		config func(*Config)
+		do     func(x *rogueTest)
+		ok     func(x *rogueTest) bool // nil: nothing in particular
+	}{
+		{name: "records of another node, unasked", do: func(x *rogueTest) {
+			x.say(func(w *writer) { w.names(5, x.id(), "b", 0, 0, false); w.run(5, 3, evil) })
+		}, ok: func(x *rogueTest) bool { return !held(x, 1000) && x.r[0].Stats().Unasked == 1 }},
+		{name: "records of another node, as its own", do: func(x *rogueTest) {
+			x.say(func(w *writer) { w.names(5, x.id(), "r", 0, 0, true); w.run(5, 3, evil) })
+		}, ok: ended},
+		{name: "more of another node than it has given", do: func(x *rogueTest) {
+			x.say(func(w *writer) { w.names(5, x.id(), "b", 0, 0, true); w.claims(5, 500) })
+			x.exchange(100 * time.Millisecond)
+			x.say(func(w *writer) { w.run(5, 3, evil) })
+		}, ok: func(x *rogueTest) bool { return !held(x, 1000) && x.r[0].Stats().Impostors > 0 }},
+		{name: "a log that begins above what was given", do: func(x *rogueTest) {
+			x.say(func(w *writer) {
+				w.names(5, x.id(), "b", 0, 0, false)
+				w.frame(frameBelow)
+				w.fixed(uint64(x.id()))
+				w.uint(400)
+				w.end()
+			})
+			x.exchange(100 * time.Millisecond)
+		}, ok: func(x *rogueTest) bool { return x.r[0].Stats().Scans == 0 }},
+		{name: "a scan that nobody asked for", do: func(x *rogueTest) {
+			x.say(func(w *writer) {
+				w.names(5, x.id(), "b", 0, 0, false)
+				for id := range uint64(20) {
+					w.frame(frameScanBegin)
+					w.uint(id)
+					w.flag(true)
+					w.uint(1)
+					w.uint(5)
+					w.uint(400)
+					w.end()
+					w.frame(frameScanEnd)
+					w.uint(id)
+					w.end()
+				}
+			})
+		}},
+		{name: "another node's origin is sealed and has expired", do: func(x *rogueTest) {
+			x.say(func(w *writer) { w.names(5, x.id(), "b", 2, 1, false) })
+			x.now.Guarded += 3 * dropAfter * 1000
+			x.now.Mono += 2 * originsEvery
+			x.event(Tick{})
+		}, ok: func(x *rogueTest) bool { return x.r[0].reg.byID[x.id()] != nil && x.r[0].reg.byID[x.id()].Sealed == 0 }},
+		{name: "this node's numbers are used, once", do: func(x *rogueTest) {
+			x.say(func(w *writer) { w.names(5, x.r[0].own[Urgent].ID, "a", 0, 0, false); w.claims(5, 500) })
+		}, ok: func(x *rogueTest) bool { return x.fences == 1 }},
+		{name: "another node's origin is two nodes'", do: func(x *rogueTest) {
+			x.say(func(w *writer) { w.names(5, x.id(), "c", 0, 0, true) })
+		}, ok: ended},
+		{name: "more origins than one node may have", do: func(x *rogueTest) {
+			for i := range uint64(nodeOrigins + 50) {
+				x.say(func(w *writer) { w.names(1+i, OriginID(1000+2*i), "r", 0, 0, true) })
+			}
+		}, ok: func(x *rogueTest) bool { return len(x.r[0].Origins()) <= nodeOrigins+2 && x.closed == nil }},
+		{name: "more records than one node may have", config: func(c *Config) { c.NodeRecords = 10 }, do: func(x *rogueTest) {
+			x.say(func(w *writer) {
+				w.names(5, 1000, "r", 0, 0, true)
+				for i := range uint64(30) {
+					w.run(5, 1+i, testRecord(1000+i, 1))
+				}
+			})
+		}, ok: func(x *rogueTest) bool {
+			v := x.r[0].reg.byID[1000].applied
+			return v == 10 && held(x, 1009) && !held(x, 1010) && errors.Is(x.r[0].Stats().LastRefused, ErrQuota)
+		}},
+		{name: "faster than one node may write", config: func(c *Config) { c.NodeRate = 1 }, do: func(x *rogueTest) {
+			x.say(func(w *writer) {
+				w.names(5, 1000, "r", 0, 0, true)
+				for i := range uint64(30) {
+					w.run(5, 1+i, testRecord(1000+i, 1))
+				}
+			})
+		}, ok: func(x *rogueTest) bool { return x.r[0].reg.byID[1000].applied == 1*rateBurst }},
+		{name: "the same number with other content", do: func(x *rogueTest) {
+			x.say(func(w *writer) { w.names(5, 1000, "r", 0, 0, true); w.run(5, 1, testRecord(1000, 1)) })
+			x.say(func(w *writer) { w.run(5, 1, testRecord(1001, 1)) })
+		}, ok: func(x *rogueTest) bool { return held(x, 1000) && !held(x, 1001) }},
+		{name: "a hole", do: func(x *rogueTest) {
+			x.say(func(w *writer) { w.names(5, 1000, "r", 0, 0, true); w.run(5, 7, testRecord(1000, 1)) })
+		}, ok: func(x *rogueTest) bool { return x.r[0].reg.byID[1000].applied == 0 }},
+		{name: "views of the voters", do: func(x *rogueTest) {
+			x.step(0, Disconnected{1})
+			x.step(1, Disconnected{1})
+			x.now.Mono += time.Hour
+			for range 3 {
+				x.event(Tick{})
+				x.say(func(w *writer) {
+					w.frame(frameVoters)
+					w.fixed(7)
+					w.flag(true)
+					w.uint(1)
+					w.uint(0)
+					w.end()
+					w.claims(0, 0)
+					for id := range uint64(20) {
+						w.frame(frameAnswer)
+						w.uint(id)
+						w.uint(1)
+						w.uint(1)
+						w.uint(2)
+						w.uint(1)
+						w.uint(1)
+						w.end()
+					}
+				})
+				x.now.Mono += time.Second
+			}
+			if x.r[0].now.Mono-x.r[0].View("b") < time.Hour {
+				x.t.Error("the view of b is young, and b is not there")
+			}
+			x.step(0, Connected{Peer: 1, Name: "b"})
+			x.step(1, Connected{Peer: 1, Name: "a"})
+		}},
+		{name: "acknowledgements", do: func(x *rogueTest) {
+			x.say(func(w *writer) {
+				w.frame(frameVoters)
+				w.fixed(8)
+				w.flag(true)
+				w.uint(1)
+				w.uint(0)
+				w.end()
+				w.names(5, x.r[0].own[Urgent].ID, "a", 0, 0, false)
+				w.claims(5, 2)
+			})
+		}, ok: func(x *rogueTest) bool {
+			c := x.r[0].Confirmed(x.own[0], 2)
+			return len(c) == 1 && c[0] == "b" // under other voters it counts for nothing
+		}},
+		{name: "a size that is not there", do: func(x *rogueTest) {
+			x.event(Received{roguePeer, []byte{byte(frameRecords), 0xff, 0xff, 0xff, 0x7f}})
+		}, ok: ended},
+		{name: "a count that is not there", do: func(x *rogueTest) {
+			x.say(func(w *writer) {
+				w.frame(frameVoters)
+				w.fixed(1)
+				w.flag(true)
+				w.uint(1)
+				w.uint(1 << 40)
+				w.end()
+			})
+		}, ok: ended},
+		{name: "half a record", do: func(x *rogueTest) {
+			x.say(func(w *writer) {
+				w.names(5, 1000, "r", 0, 0, true)
+				w.frame(frameRecords)
+				w.uint(5)
+				w.uint(1)
+				w.bytes(1, 2, 3)
+				w.end()
+			})
+		}, ok: ended},
+		{name: "numbers beyond the last", do: func(x *rogueTest) {
+			x.say(func(w *writer) { w.names(5, 1000, "r", 0, 0, true); w.run(5, MaxNumber, evil, evil) })
+		}, ok: ended},
+		{name: "a message that is too long", do: func(x *rogueTest) {
+			x.event(Received{roguePeer, make([]byte, maxMessage+1)})
+		}, ok: ended},
+		{name: "definitions without end", do: func(x *rogueTest) {
+			x.say(func(w *writer) {
+				for i := range uint64(definitionBurst + 10) {
+					w.frame(frameDefine)
+					w.uint(i)
+					w.end()
+				}
+			})
+		}, ok: func(x *rogueTest) bool { return errors.Is(x.closed, ErrQuota) }},
+		{name: "control messages without end", do: func(x *rogueTest) {
+			x.say(func(w *writer) {
+				for range maxControls + 1 {
+					w.frame(frameControl)
+					w.uint(1)
+					w.end()
+				}
+			})
+		}, ok: ended},
+		{name: "questions without end", do: func(x *rogueTest) {
+			x.say(func(w *writer) {
+				for i := range uint64(20_000) {
+					w.frame(frameProbe)
+					w.uint(i)
+					w.end()
+					w.frame(framePull)
+					w.uint(1)
+					w.uint(1)
+					w.end()
+				}
+			})
+		}, ok: func(x *rogueTest) bool { return len(x.r[0].Fill(x.now, roguePeer, nil)) < MaxMessage }},
+		{name: "audits that end in nothing", do: func(x *rogueTest) {
+			for i := range uint64(50) {
+				x.say(func(w *writer) {
+					w.frame(frameAudit)
+					w.uint(i)
+					w.uint(0)
+					w.uint(0)
+					w.end()
+					w.frame(frameLeaf)
+					w.uint(i)
+					w.uint(1)
+					w.flag(true)
+					w.records(evil[:])
+					w.fixed(uint64(MakeDot(5, 1)))
+					w.end()
+				})
+			}
+		}},
+		{name: "what another session has sent", do: func(x *rogueTest) {
+			x.write(1, testRecord(50, 1))
+			b := x.r[1].Fill(x.now, 1, nil)
+			x.event(Received{roguePeer, b})
+			x.step(0, Received{1, b})
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			x := newRogueTest(t, c.config)
+			c.do(x)
+			if c.ok != nil && !c.ok(x) {
+				t.Errorf("ended %v, %+v, %+v", x.closed, x.r[0].Stats(), x.r[0].Origins())
+			}
+			if x.fences > 0 {
+				return // all begins anew
+			}
+			// The others go on.
+			x.write(1, testRecord(70, 1))
+			x.write(0, testRecord(71, 1))
+			x.exchange(3 * time.Second)
+			o := x.r[0].reg.byID[x.id()]
+			if x.ended != nil || !held(x, 70) || o.applied != x.next[1]-1 || x.r[0].own[Urgent].applied != x.next[0]-1 {
+				t.Errorf("the honest session: %v, %+v; own %+v", x.ended, o, x.r[0].own[Urgent])
+			}
+			if c := x.r[0].Confirmed(x.own[0], x.next[0]-1); len(c) != 1 || c[0] != "b" {
+				t.Errorf("confirmed by %v", c)
+			}
+		})
+	}
+}
+
+// Who says again and again that this node's numbers are used is not listened to any more; it makes the node take other ones three times at once.
+func TestFencesAreMetered(t *testing.T) {
+	for _, mutant := range []string{"", "fence-always"} {
+		x := newRogueTest(t, func(c *Config) { c.Mutant = func(name string) bool { return name == mutant } })
+		for i := range uint64(20) {
+			id := x.r[0].own[Urgent]
+			if id == nil {
+				if _, err := x.r[0].NewOrigin(MakeOrigin(5000+2*i, Urgent)); err != nil {
+					t.Fatal(err)
+				}
+				id = x.r[0].own[Urgent]
+			}
+			x.event(Disconnected{roguePeer})
+			x.connect()
+			x.say(func(w *writer) { w.names(5, id.ID, "a", 0, 0, false); w.claims(5, 500) })
+			x.now.Mono += 100 * time.Millisecond
+		}
+		if want := fenceBurst; (x.fences != want) != (mutant != "") {
+			t.Errorf("without %q: %d times, want %d", mutant, x.fences, want)
+		}
+	}
+}
+
+// Each defence is what stops it.
+func TestRogueMutants(t *testing.T) {
+	for _, c := range []struct {
+		mutant string
+		holds  func(x *rogueTest) bool
+	}{
+		{"unasked", func(x *rogueTest) bool {
+			x.say(func(w *writer) { w.names(5, x.id(), "b", 0, 0, false); w.run(5, 3, testRecord(1000, 9)) })
+			return x.r[0].reg.byID[x.id()].applied == 2
+		}},
+		{"hearsay-views", func(x *rogueTest) bool {
+			x.step(0, Disconnected{1})
+			x.now.Mono += time.Hour
+			x.event(Tick{})
+			x.say(func(w *writer) {
+				w.frame(frameVoters)
+				w.fixed(7)
+				w.flag(true)
+				w.uint(1)
+				w.uint(0)
+				w.end()
+				for id := range uint64(20) {
+					w.frame(frameAnswer)
+					w.uint(id)
+					w.uint(1)
+					w.uint(1)
+					w.uint(2)
+					w.uint(1)
+					w.uint(1)
+					w.end()
+				}
+			})
+			return x.r[0].now.Mono-x.r[0].View("b") >= time.Hour
+		}},
+		{"hearsay", func(x *rogueTest) bool {
+			x.say(func(w *writer) { w.names(5, x.id(), "b", 0, 0, false); w.claims(5, 500) })
+			x.exchange(100 * time.Millisecond)
+			x.say(func(w *writer) { w.run(5, 3, testRecord(1000, 9)) })
+			return x.r[0].reg.byID[x.id()].applied == 2
+		}},
+	} {
+		for _, mutant := range []string{"", c.mutant} {
+			x := newRogueTest(t, func(cfg *Config) { cfg.Mutant = func(name string) bool { return name == mutant } })
+			if c.holds(x) != (mutant == "") {
+				t.Errorf("without %q: %v", mutant, mutant == "")
+			}
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -319,6 +320,9 @@ func (r *replica) reissues(ctx context.Context) error {
 	}
 }
 
+// MaxNodeStats bounds Status.Nodes: a node that misbehaves may name any number of others.
+const MaxNodeStats = 64
+
 // describe adds to a status; nothing before the journal has been read.
 func (r *replica) describe(s *Status) {
 	r.mu.Lock()
@@ -328,6 +332,11 @@ func (r *replica) describe(s *Status) {
 		return
 	}
 	s.Replication = r.core.Stats()
+	s.Nodes = r.core.Nodes()
+	slices.SortFunc(s.Nodes, func(a, b replication.NodeStats) int {
+		return cmp.Or(cmp.Compare(b.Records, a.Records), cmp.Compare(b.Refused, a.Refused), cmp.Compare(a.Name, b.Name))
+	})
+	s.Nodes = s.Nodes[:min(len(s.Nodes), MaxNodeStats)]
 	s.Voters, s.VotersNumber, s.Votes = slices.Clone(r.voters.Names), r.voters.Number&(1<<40-1), r.votes
 	if f := r.n.fresh.Load(); f != nil {
 		now := r.n.elapsed.Mono()

@@ -82,7 +82,10 @@ type Config struct {
 	MaxStaleness time.Duration // of checks that do not say; default 30 s
 	AckTimeout   time.Duration // of writes that do not say; default 5 s
 	ProbeEvery   time.Duration // how often a peer is asked what it holds; default a fifteenth of MaxStaleness, 50 ms to 2 s
-	AuditEvery   time.Duration // how often sums are compared with a peer; default 60 s, negative: never
+	// NodeRecords is how many live records one node may have written that are held here, NodeRate how many it may write in a second, over ten: what others
+	// send beyond is refused, and so is what callers of this node write beyond NodeRecords. Defaults: what writers may write, and 250 000.
+	NodeRecords, NodeRate int
+	AuditEvery            time.Duration // how often sums are compared with a peer; default 60 s, negative: never
 }
 
 const (
@@ -110,8 +113,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("dir: %w: required, or durability memory by name", revocation.ErrInvalid)
 	case c.Durability > DurabilityMemory:
 		return fmt.Errorf("durability: %w: disk or memory", revocation.ErrInvalid)
-	case c.SweepEvery < 0 || c.MaxStaleness < 0 || c.AckTimeout < 0 || c.ProbeEvery < 0:
-		return fmt.Errorf("sweep interval, staleness, ack timeout, probe interval: %w: not negative", revocation.ErrInvalid)
+	case c.SweepEvery < 0 || c.MaxStaleness < 0 || c.AckTimeout < 0 || c.ProbeEvery < 0 || c.NodeRecords < 0 || c.NodeRate < 0:
+		return fmt.Errorf("sweep interval, staleness, ack timeout, probe interval, limits of a node: %w: not negative", revocation.ErrInvalid)
 	}
 	if c.MaxStaleness == 0 {
 		c.MaxStaleness = defaultStaleness
@@ -195,6 +198,9 @@ func New(cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, log: cfg.Logger.Named("node"), table: table, started: cfg.Clock.Mono(), elapsed: clock.NewElapsed(cfg.Clock)}
 	limits := table.Stats(0)
 	n.maxRecords, n.maxBytes = limits.Limit-cfg.Store.Reserve, limits.BytesLimit/10*9
+	if n.cfg.NodeRecords == 0 {
+		n.cfg.NodeRecords = n.maxRecords
+	}
 	n.calls = newCalls()
 	n.rehearsals.recent = revocation.NewSample(sampledChecks)
 	n.rehearsals.due.Store(sampledAtOnce)
@@ -435,10 +441,11 @@ type Status struct {
 	Journal       *journal.Stats    // nil with DurabilityMemory
 	JournalDir    string
 	Replication   replication.Stats
-	Voters        []string      // of the configuration in force
-	VotersNumber  uint64        // of the configuration
-	Votes         bool          // this node is one of them
-	QuorumAge     time.Duration // of the view; the largest Duration: there is none
+	Nodes         []replication.NodeStats // of which something is held: those with most records, at most MaxNodeStats
+	Voters        []string                // of the configuration in force
+	VotersNumber  uint64                  // of the configuration
+	Votes         bool                    // this node is one of them
+	QuorumAge     time.Duration           // of the view; the largest Duration: there is none
 	AllAge        time.Duration
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication"
@@ -36,6 +37,7 @@ type replica struct {
 	bytes    int              // of the backlog and of what the journal has
 	room     *sync.Cond       // bytes has fallen, or the replica ends
 	ended    bool
+	held     atomic.Int64      // records that this node has written, at most; read without mu
 	missed   bool              // the disk has refused something: it does not have all that memory has
 	mending  *mending          // what it missed is being written
 	owed     map[uint32]uint64 // how far the vector has risen by what was sent behind the beginning of mending
@@ -84,7 +86,9 @@ func (r *replica) begin(origins []replication.Origin, vector []replication.Vecto
 		Random:       random,
 		ProbeEvery:   r.n.cfg.ProbeEvery,
 		AuditEvery:   r.n.cfg.AuditEvery,
-	}, &view.Store{Table: r.n.table, Trusted: r.n.clockOK.Load}, origins, vector)
+		NodeRecords:  r.n.cfg.NodeRecords,
+		NodeRate:     r.n.cfg.NodeRate,
+	}, &view.Store{Table: r.n.table, Trusted: r.n.judges}, origins, vector)
 	if err != nil {
 		return err
 	}
@@ -96,6 +100,11 @@ func (r *replica) begin(origins []replication.Origin, vector []replication.Vecto
 	r.mu.Unlock()
 	r.step(replication.SetVoters{Voters: r.voters, Self: r.votes})
 	return nil
+}
+
+// judges reports whether the wall clock of this node is good enough to refuse others' records by it.
+func (n *Node) judges() bool {
+	return n.clockOK.Load() && (n.members == nil || !n.members.refuses.Load())
 }
 
 func random() uint64 {
@@ -123,6 +132,7 @@ func (r *replica) stepLocked(e replication.Event) {
 		return
 	}
 	out := r.core.Step(r.now(), e)
+	r.held.Store(int64(r.core.Held()))
 	for _, id := range out.Wake {
 		if s := r.sessions[id]; s != nil {
 			s.signal()

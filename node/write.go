@@ -466,6 +466,9 @@ func (n *Node) admit(more int) error {
 	if records+int(n.inflight.Load())+more > n.maxRecords {
 		return fmt.Errorf("%w: %d records, limit %d", revocation.ErrFull, records, n.maxRecords)
 	}
+	if held := int(n.replica.held.Load()); n.cfg.NodeRecords < n.maxRecords && held+more > n.cfg.NodeRecords {
+		return fmt.Errorf("%w: %d records of this node, limit %d", revocation.ErrFull, held, n.cfg.NodeRecords)
+	}
 	if bytes > n.maxBytes {
 		return fmt.Errorf("%w: %d bytes, limit %d", revocation.ErrFull, bytes, n.maxBytes)
 	}

@@ -406,3 +406,30 @@ func TestRogueMutants(t *testing.T) {
 		}
 	}
 }
+
+// A node whose numbers somebody else has used no longer claims what it wrote under them: it is no voter until it has written that under others, or a view that
+// names it would lack what it has confirmed.
+func TestFencedNodeDoesNotVote(t *testing.T) {
+	for _, mutant := range []string{"", "fenced-votes"} {
+		x := newRogueTest(t, func(c *Config) { c.Mutant = func(name string) bool { return name == mutant } })
+		id := x.r[0].own[Urgent].ID
+		x.say(func(w *writer) { w.names(5, id, "a", 0, 0, false); w.claims(5, 500) })
+		index, err := x.r[0].NewOrigin(MakeOrigin(5000, Urgent))
+		if err != nil || x.fences != 1 {
+			t.Fatal(err, x.fences)
+		}
+		x.own[0], x.next[0] = index, 1
+		x.step(1, Disconnected{1})
+		x.step(0, Connected{Peer: 1, Name: "b"})
+		x.step(1, Connected{Peer: 1, Name: "a"})
+		x.exchange(50 * time.Millisecond)
+		if votes := x.r[1].peers[1].votes; votes != (mutant != "") {
+			t.Errorf("without %q: a votes %v", mutant, votes)
+		}
+		x.write(0, testRecord(1, 2), testRecord(2, 2)) // instead of what it had
+		x.exchange(50 * time.Millisecond)
+		if !x.r[1].peers[1].votes {
+			t.Errorf("without %q: a does not vote again", mutant)
+		}
+	}
+}

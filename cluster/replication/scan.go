@@ -295,7 +295,9 @@ func (r *Replica) receiveScanned(p *peer, f *reader, early bool) error {
 		// The scan cannot end without it: the part goes back, and is tried again later.
 		r.release(s)
 		s.notBefore = r.now.Mono + refusedRetry
-		p.busyUntil = r.now.Mono + scanTimeout // somebody else may not have it
+		if errors.Is(err, ErrQuota) {
+			p.busyUntil = r.now.Mono + scanTimeout // somebody else may not have it
+		}
 		if errors.Is(err, ErrDefinition) {
 			return err
 		}
@@ -333,13 +335,13 @@ func (r *Replica) mergeAll(p *peer, b []byte, changed func(*Record, Dot)) (last 
 		if refused == nil {
 			m, refused = r.store.Merge(rec, d, r.now, false)
 		}
-		if refused != nil { // the others are not held up by it
+		if refused != nil {
 			r.stats.Refused++
 			r.stats.LastRefused = refused
-			if err = refused; errors.Is(err, ErrDefinition) {
-				break
+			if err = refused; errors.Is(err, ErrQuota) {
+				continue // the others are not held up by it
 			}
-			continue
+			break
 		}
 		if m.Changed {
 			meter.held++

@@ -144,6 +144,10 @@ var (
 	descDuplicates   = desc("replication_records_duplicate_total", "Records of those received by log that were held already.")
 	descScannedNew   = desc("replication_records_scanned_new_total", "Records of those received by scan that were not held yet.")
 	descPeerRefused  = desc("replication_records_refused_total", "Records of peers that were refused: the node is not fresh until they are accepted.")
+	descNodeRecords  = desc("replication_node_records", "Live records held that a node has written, at most: those replaced since they were last counted are in it. The 64 nodes with most.", "node")
+	descNodeRefused  = desc("replication_node_refused_total", "Runs of records of a node that were refused because it has written too many, or too fast.", "node")
+	descImpostors    = desc("replication_impostors_total", "Claims that were not believed: that records exist which their node has not written.")
+	descUnasked      = desc("replication_records_unasked_total", "Records of other nodes that a peer sent without having been asked: not taken.")
 	descReissued     = desc("replication_records_reissued_total", "Records that came of joining two others and were written anew.")
 	descRepaired     = desc("replication_records_repaired_total", "Records that only an audit found: there should be none.")
 	descPulls        = desc("replication_pulls_total", "Requests for records of a peer's log.")
@@ -295,6 +299,12 @@ func (c nodeCollector) collectReplication(st node.Status, gauge gaugeFunc, count
 	counter(descDuplicates, r.Duplicates)
 	counter(descScannedNew, r.ScannedNew)
 	counter(descPeerRefused, r.Refused)
+	for _, n := range st.Nodes {
+		gauge(descNodeRecords, float64(n.Records), n.Name)
+		counter(descNodeRefused, n.Refused, n.Name)
+	}
+	counter(descImpostors, r.Impostors)
+	counter(descUnasked, r.Unasked)
 	counter(descReissued, r.Reissued)
 	counter(descRepaired, r.Repaired)
 	counter(descPulls, r.Pulls)

@@ -265,6 +265,7 @@ func (a *agent) assemble(ctx context.Context) error {
 		Key: key, Policy: a.verifier.Policy(),
 		Store:  ttlstore.Config{MaxItems: a.cfg.MaxRecords, MaxBytes: a.cfg.MaxMemory},
 		Logger: a.cfg.Logger, Cluster: members, MaxStaleness: a.cfg.Cluster.MaxStaleness, AckTimeout: a.cfg.Cluster.AckTimeout,
+		NodeRecords: a.cfg.Cluster.NodeRecords, NodeRate: a.cfg.Cluster.NodeRate,
 	})
 	if err != nil {
 		return fmt.Errorf("node %s: %w", a.cfg.NodeName, a.waysOut(err))

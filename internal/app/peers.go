@@ -45,6 +45,8 @@ type ClusterConfig struct {
 	GossipKeyFile   string
 	MaxStaleness    time.Duration
 	AckTimeout      time.Duration
+	NodeRecords     int
+	NodeRate        int
 }
 
 func (c *ClusterConfig) enabled() bool {
@@ -55,6 +57,8 @@ func (c *ClusterConfig) validate(dev bool) error {
 	switch {
 	case c.BootstrapExpect < 0 || c.BootstrapExpect > 64:
 		return errors.New("--bootstrap-expect: out of range: 1 to 64")
+	case c.NodeRecords < 0 || c.NodeRate < 0:
+		return errors.New("--max-node-records, --max-node-rate: out of range: not negative")
 	case c.MaxStaleness < 0 || c.AckTimeout < 0:
 		return errors.New("--max-staleness, --ack-timeout: out of range: not negative")
 	case dev && c.BootstrapExpect > 1:

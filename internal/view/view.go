@@ -40,8 +40,12 @@ func RetainUntil(rec *replication.Record) uint32 {
 	}.RetainUntil()
 }
 
-// Merge makes the structural checks, and on what comes from the node of its origin those that bind writers absolutely, unless this
-// clock cannot be believed: what other nodes have accepted is never refused for its times.
+// relayed is how much further ahead the times of a record may lie that comes from another node than its own: that one has accepted it by its own clock, and
+// a little earlier it would have been refused here.
+const relayed = 10 * time.Minute
+
+// Merge makes the structural checks, and those of times that bind writers absolutely, unless this clock cannot be believed: records only become
+// plausible as time passes, so who knows the time refuses none that was rightly accepted elsewhere.
 func (s *Store) Merge(rec *replication.Record, d replication.Dot, now replication.Now, direct bool) (replication.Merged, error) {
 	r, err := revocation.ParseRecord(rec[:])
 	if err != nil {
@@ -50,8 +54,12 @@ func (s *Store) Merge(rec *replication.Record, d replication.Dot, now replicatio
 	if faults.Mutant("local-ttl") {
 		r.ExpiresAt++
 	}
-	if direct && s.Trusted != nil && s.Trusted() && !faults.Mutant("accept-future") {
-		if err := r.Plausible(now.Wall); err != nil {
+	if s.Trusted != nil && s.Trusted() && !faults.Mutant("accept-future") {
+		wall := now.Wall
+		if !direct {
+			wall += relayed.Milliseconds()
+		}
+		if err := r.Plausible(wall); err != nil {
 			return replication.Merged{}, err
 		}
 	}

@@ -53,6 +53,12 @@ var elsewhere = map[string]string{
 	"non-voters":  "TestVotesCountUnderOneConfiguration",
 	"other-hash":  "TestVotesCountUnderOneConfiguration",
 	"raise-early": "TestRefusedRecordHoldsTheVector",
+
+	"hearsay":       "TestRogueMutants",
+	"hearsay-views": "TestRogueMutants",
+	"unasked":       "TestRogueMutants",
+	"fence-always":  "TestFencesAreMetered",
+	"fenced-votes":  "TestFencedNodeDoesNotVote",
 }
 
 // Every rule that is left out is noticed, by a scenario or by chance.

@@ -427,7 +427,7 @@ func TestFencedNodeDoesNotVote(t *testing.T) {
 			t.Errorf("without %q: a votes %v", mutant, votes)
 		}
 		x.write(0, testRecord(1, 2), testRecord(2, 2)) // instead of what it had
-		x.exchange(50 * time.Millisecond)
+		x.exchange(3 * time.Second)
 		if !x.r[1].peers[1].votes {
 			t.Errorf("without %q: a does not vote again", mutant)
 		}

@@ -37,7 +37,7 @@ func runMicro(ctx context.Context, r *Result, o options) error {
 			args = append(args[:1:1], append([]string{"-run", "^$"}, args[4:]...)...)
 		}
 		if o.profile != "" {
-			args = append(args, "-outputdir", absolute(o.profile), "-cpuprofile", strings.Trim(m.pkg, "./")+"-"+strings.Trim(m.bench[len("^Benchmark"):], "()$|")+".cpu.pprof")
+			args = append(args, "-outputdir", absolute(o.profile), "-cpuprofile", strings.Trim(m.pkg, "./")+"-"+strings.ReplaceAll(strings.Trim(m.bench[len("^Benchmark"):], "()$"), "|", "-")+".cpu.pprof")
 			args = append(args, "-o", os.DevNull)
 		}
 		progress("go test -bench %s %s", m.bench, m.pkg)

@@ -31,7 +31,7 @@ const (
 	frameWindow    frameType = 19 // records of scans that have been taken in, in all
 	frameEarly     frameType = 21 // scan, n times a record as in frameScanned, ahead of its place there
 	frameVoters    frameType = 20 // from here on: hash 8 of the configuration, whether the sender votes 1, number, n, n names
-	frameUnknown   frameType = 21 // and all above: of later versions, skipped
+	frameUnknown   frameType = 22 // and all above: of later versions, skipped
 )
 
 // Limits of the format.

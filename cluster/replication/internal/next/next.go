@@ -11,7 +11,7 @@ import "encoding/binary"
 const Frame = 63
 
 // fixed are the frames whose last field reaches to their end: records, a definition, scanned records, a control message, a leaf.
-var fixed = map[byte]bool{4: true, 5: true, 10: true, 14: true, 17: true}
+var fixed = map[byte]bool{4: true, 5: true, 10: true, 14: true, 17: true, 21: true}
 
 // Message returns what a later version would send for a message.
 func Message(message []byte) []byte {

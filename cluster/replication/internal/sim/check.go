@@ -289,7 +289,9 @@ func (w *World) difference() string {
 		for k, e := range live {
 			x := expected[k]
 			switch {
-			case x == nil || x.record != e.record:
+			case x == nil:
+				return h.name + " holds what " + first.name + " does not: " + h.store.describe(&e.record)
+			case x.record != e.record:
 				return h.name + " holds other content than " + first.name + ": " + h.store.describe(&x.record)
 			case e.dot == 0:
 				return h.name + " holds content without a name"

@@ -172,6 +172,9 @@ func (w *World) run(until time.Duration) {
 }
 
 func (w *World) failf(format string, args ...any) {
+	if w.rogue != nil {
+		format += " (with a rogue)"
+	}
 	if len(w.result.Failures) < 5 {
 		w.result.Failures = append(w.result.Failures, fmt.Sprintf("%v: ", w.now)+fmt.Sprintf(format, args...))
 	}

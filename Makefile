@@ -94,6 +94,7 @@ generate: ## the code that is generated from proto/
 .PHONY: sim
 sim: ## simulated clusters: SEEDS seeds (default 3000) of 3 to 9 nodes, from SEED on
 	go run ./cluster/replication/internal/simrun -seed $${SEED:-1} -seeds $${SEEDS:-3000}
+	go run ./cluster/replication/internal/simrun -rogue -seed $${SEED:-1} -seeds $$(($${SEEDS:-3000} / 4))
 	go run ./cluster/replication/internal/simrun -seed $${SEED:-1} -spread 1000
 
 .PHONY: nemesis

@@ -113,7 +113,7 @@ func (w *World) nemesis(end time.Duration) {
 			}
 			w.sever(a, b, true, w.between(50*time.Millisecond, 800*time.Millisecond))
 		case k < 15:
-			w.crash(h, wipes && w.chance(0.4), w.between(time.Millisecond, 300*time.Millisecond))
+			w.crash(h, wipes && w.chance(0.4) && w.rogue == nil, w.between(time.Millisecond, 300*time.Millisecond))
 		case k < 17:
 			if h.up {
 				h.paused = w.now + w.between(5*time.Millisecond, 500*time.Millisecond)

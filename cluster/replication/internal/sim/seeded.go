@@ -18,7 +18,9 @@ func Seeded(seed uint64, o Options) Options {
 	piece := []int{1, 5, 4096}[rng.IntN(3)]
 	scans := 1 + rng.IntN(4)
 	audit := []time.Duration{-1, -1, 200 * time.Millisecond}[rng.IntN(3)]
-	o.Rogue = o.Rogue || rng.IntN(4) == 0
+	if o.Rogue { // what it has others believe only an audit finds
+		audit = 200 * time.Millisecond
+	}
 	if o.Nodes == 0 {
 		o.Nodes = min(nodes, 9)
 	}

@@ -29,6 +29,15 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
+// With a host that is trusted and sends what it likes, nobody keeps more than he must, nothing out of bounds is taken, and in the end everybody has what was acknowledged.
+func TestRogueSeeds(t *testing.T) {
+	for seed := uint64(1); seed <= *seeds/2; seed++ {
+		if r := Run(Seeded(seed, Options{Clients: -1, Rogue: true})); len(r.Failures) > 0 {
+			t.Fatalf("seed %d: %q\nagain with: go run ./cluster/replication/internal/simrun -rogue -seed %d", seed, r.Failures, seed)
+		}
+	}
+}
+
 // The same seed is the same run, to the bit.
 func TestSameSeedSameTrace(t *testing.T) {
 	for seed := range uint64(4) {

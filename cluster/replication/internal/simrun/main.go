@@ -19,6 +19,7 @@ func main() {
 	flag.IntVar(&o.Clients, "clients", -1, "client replicas; -1: by the seed")
 	flag.DurationVar(&o.For, "for", 0, "virtual time of faults; 0: by the seed")
 	flag.StringVar(&o.Mutant, "mutant", "", "a rule to leave out")
+	flag.BoolVar(&o.Rogue, "rogue", false, "a host that everybody trusts sends what it likes")
 	spread := flag.Int("spread", 0, "copy 500 records through a cluster of that many nodes, with one link in ten dead, twice")
 	flag.Parse()
 	debug.SetGCPercent(400) // a thousand nodes make much garbage, and the machine has room for it

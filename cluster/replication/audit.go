@@ -301,7 +301,7 @@ func (r *Replica) sendLeaf(p *peer, s *sums, leaf int, answer bool) {
 	var b []byte
 	n := 0
 	r.store.Scan(from, maxLeaf, r.now, func(Dot) bool { return true }, func(rec *Record, d Dot) bool {
-		if leafOf(rec.Key()) != leaf || n >= maxLeaf || len(b)+len(p.out) > maxOut/2 {
+		if leafOf(rec.Key()) != leaf || n >= maxLeaf || len(b)+p.waiting() > maxOut/2 {
 			return false
 		}
 		n++

@@ -23,7 +23,9 @@ func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
 		return w.b
 	}
 	start := len(b)
-	// In this order: under which voters, up to where, and what that answers.
+	// In this order: what the origins are that anything below names, under which voters, up to where, and what that answers.
+	w.b = append(w.b, p.names...)
+	p.names = p.names[:0]
 	r.fillVoters(w, p)
 	if !p.said || p.due || len(p.answers) > 0 || p.version < r.version && now.Mono >= p.vectorAt+r.vectorEvery(p) {
 		if p.due = !r.fillVector(w, p); !p.due {
@@ -51,9 +53,9 @@ func (r *Replica) define(p *peer, o *origin) {
 	if p.defined[o.Index].same(&o.Origin) {
 		return
 	}
-	w := writer{b: p.out}
+	w := writer{b: p.names}
 	w.origin(o)
-	p.out = w.b
+	p.names = w.b
 	p.defined[o.Index] = o.Origin
 }
 

@@ -125,6 +125,7 @@ type peer struct {
 	pushed  uint64   // to a client: the version up to which origins that moved are in todo
 	todo    []uint32 // origins of which there may be more for it
 
+	names    []byte // what origins are, for what follows in the next message: the vector too
 	out      []byte // small frames that wait
 	pulls    []pull
 	woken    bool
@@ -274,7 +275,7 @@ func (r *Replica) Step(now Now, e Event) *Outputs {
 	case SetVoters:
 		r.setVoters(e.Voters, e.Self)
 	case SendControl:
-		if p := r.peers[e.Peer]; p != nil && len(p.out)+len(e.Message) < maxOut && len(e.Message) <= maxControl && p.controls < maxControls {
+		if p := r.peers[e.Peer]; p != nil && p.waiting()+len(e.Message) < maxOut && len(e.Message) <= maxControl && p.controls < maxControls {
 			p.controls++
 			w := writer{b: p.out}
 			w.frame(frameControl)
@@ -921,7 +922,7 @@ func (r *Replica) wakeClients() {
 func (r *Replica) receivePull(p *peer, f *reader) {
 	o := p.origin(r, f.uint())
 	from := f.limited(MaxNumber)
-	if o == nil || f.err != nil || from == 0 || len(p.out) >= maxOut {
+	if o == nil || f.err != nil || from == 0 || p.waiting() >= maxOut {
 		return // it is asked for again
 	}
 	if from <= o.floor {
@@ -945,9 +946,12 @@ func (w *writer) below(o *origin) {
 	w.end()
 }
 
+// waiting is how many bytes are queued.
+func (p *peer) waiting() int { return len(p.names) + len(p.out) }
+
 // say queues a small frame; what does not fit is asked for again by whoever needs it.
 func (p *peer) say(fn func(*writer)) {
-	if len(p.out) < maxOut {
+	if p.waiting() < maxOut {
 		w := writer{b: p.out}
 		fn(&w)
 		p.out = w.b
@@ -1066,7 +1070,7 @@ func (r *Replica) chaseOne(o *origin) bool {
 	case o.asked != 0 && r.now.Mono < o.askedAt.Mono+pullTimeout:
 	case r.now.Mono < o.since.Mono+wait: // its node is about to send it
 	case r.cfg.Client && !o.refused && r.now.Mono < o.since.Mono+pullTimeout: // so is the node of a client
-	case len(best.out) >= maxOut:
+	case best.waiting() >= maxOut:
 	default:
 		claim, _ := r.claim(best, o)
 		o.asked, o.askedAt, o.askedTo = best.id, r.now, claim

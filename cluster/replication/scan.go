@@ -85,7 +85,7 @@ func (r *Replica) runScan() {
 			continue
 		}
 		for _, p := range r.order {
-			if !p.hello || p.client || p.part != nil || r.now.Mono < p.busyUntil || len(p.out) >= maxOut || !r.knowsMore(p) {
+			if !p.hello || p.client || p.part != nil || r.now.Mono < p.busyUntil || p.waiting() >= maxOut || !r.knowsMore(p) {
 				continue
 			}
 			p.probeID++ // any number that this session has not used
@@ -200,7 +200,7 @@ func (r *Replica) receiveScan(p *peer, f *reader) {
 			p.scanSent, p.scanTaken = 0, 0
 			for _, o := range r.reg.list {
 				if o != nil && o.applied > at(s.has, o.Index) {
-					r.defineIn(w, p, o)
+					r.define(p, o)
 					vector = append(vector, VectorEntry{o.Index, o.applied})
 				}
 				if o != nil && r.without("scan-upper-bound") {

@@ -136,8 +136,8 @@ func (s *Sample) Catch(p Plan, since int64) (c Caught) {
 		switch {
 		case main.Class == ClassUnblock || clear && !matches:
 			continue
-		case main.Class == ClassIssuedBefore && r.hasIAT && r.iat >= main.Value:
-			continue
+		case main.Class == ClassIssuedBefore && r.hasIAT && r.iat >= main.Value && (clear || r.cut):
+			continue // but what cannot be compared makes a token unknown, whenever it was issued
 		case main.Class == ClassBelow:
 			clear = clear && !r.cut && !slices.Contains(r.names[:r.n], compared) // without the claim it is caught
 		}
@@ -160,14 +160,17 @@ func (s *Sample) Catch(p Plan, since int64) (c Caught) {
 	return c
 }
 
-// claimPrint is a claim of a match, and what stands for one of that name that cannot be compared.
-type claimPrint struct{ value, unusable uint64 }
+// claimPrint is a claim of a match, its name, and what stands for one of that name that cannot be compared.
+type claimPrint struct {
+	name            uint32
+	value, unusable uint64
+}
 
 func (s *Sample) rule(r Revocation) []claimPrint {
 	prints := make([]claimPrint, len(r.Match.claims))
 	for i := range r.Match.claims {
 		c := &r.Match.claims[i]
-		prints[i] = claimPrint{s.value(c.name, &c.value), s.value(c.name, &unusable)}
+		prints[i] = claimPrint{s.name(c.name), s.value(c.name, &c.value), s.value(c.name, &unusable)}
 	}
 	return prints
 }
@@ -175,15 +178,22 @@ func (s *Sample) rule(r Revocation) []claimPrint {
 // match reports whether a check had all claims of a rule; clear is false if that cannot be told.
 func (r *sampled) match(rule []claimPrint) (matches, clear bool) {
 	matches, clear = true, true
+	arrays := 0
 	for _, p := range rule {
-		if slices.Contains(r.values[:r.n], p.value) {
-			continue
+		if first := slices.Index(r.names[:r.n], p.name); first >= 0 && slices.Contains(r.names[first+1:r.n], p.name) {
+			if arrays++; arrays > 1 {
+				matches, clear = false, false // two arrays cannot be compared
+			}
 		}
-		if r.cut || slices.Contains(r.values[:r.n], p.unusable) {
+		switch {
+		case slices.Contains(r.values[:r.n], p.value):
+		case r.cut || slices.Contains(r.values[:r.n], p.unusable):
 			matches, clear = false, false
-			continue
+		case slices.Contains(r.names[:r.n], p.name):
+			matches = false // but another claim of the match may be one that cannot be compared
+		default:
+			return false, true // without one of the claims nothing can match
 		}
-		return false, true
 	}
 	return matches, clear
 }

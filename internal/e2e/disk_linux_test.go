@@ -110,7 +110,7 @@ func TestDiskFails(t *testing.T) {
 				<-time.After(50 * time.Millisecond) // the process looks at it every 10 ms
 			}
 			set("")
-			n := newNode(t, "faults", "REVOKD_FAULTS="+control)
+			n := newNode(t, "faults", "REVOKD_FAULTS="+control, "REVOKD_AUDIT_ON_FAILURE=continue")
 			p, api := n.start(t)
 			h := newLedger(0)
 			for range 20 {
@@ -151,7 +151,7 @@ func mounted(t *testing.T, n *node, size string) {
 
 // TestDiskFull fills a real disk.
 func TestDiskFull(t *testing.T) {
-	n := newNode(t, "")
+	n := newNode(t, "", "REVOKD_AUDIT_ON_FAILURE=continue")
 	mounted(t, n, "1m")
 	ballast := filepath.Join(n.home, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 300<<10), 0o600); err != nil {

@@ -129,11 +129,14 @@ func TestDelta(t *testing.T) {
 	if d := merge(longer, 5); d != (Delta{Changed: true, Record: both, Joined: true}) {
 		t.Fatalf("joined: %+v", d)
 	}
-	if d := merge(longer, 5); d != (Delta{Record: both}) {
+	if d := merge(longer, 5); d != (Delta{Record: both, Loose: true}) {
 		t.Fatalf("a part of what was joined: %+v", d)
 	}
-	if d := merge(both, 7); d != (Delta{Record: both, Dot: 7}) {
+	if d := merge(both, 7); d != (Delta{Record: both, Dot: 7, Loose: true}) {
 		t.Fatalf("named: %+v", d)
+	}
+	if d := merge(longer, 5); d != (Delta{Record: both, Dot: 7}) {
+		t.Fatalf("a part of what is named: %+v", d)
 	}
 	if held, dot, ok := table.Held(first, t0); !ok || held != both || dot != 7 {
 		t.Fatalf("held %+v %d %v", held, dot, ok)

@@ -224,6 +224,8 @@ type Delta struct {
 	Record Record
 	Joined bool
 	Dot    uint64 // of what the table holds now
+	// Loose: nothing changed, but what covers the record was held without a dot: it came of a join, and nobody has written it as it is.
+	Loose bool
 }
 
 // MaxRun is how many fingerprints [Table.Ahead] looks at.
@@ -271,7 +273,7 @@ func (t *Table) Merge(r Record, dot uint64, now int64, limited bool) (Delta, err
 			joined := Join(held, r)
 			switch joined {
 			case held:
-				d = Delta{Record: held, Dot: old.Data[1]}
+				d = Delta{Record: held, Dot: old.Data[1], Loose: old.Data[1] == 0}
 				if d.Dot != 0 || r != held {
 					return old, false
 				}

@@ -854,6 +854,8 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		}
 		if did.Changed {
 			m.held++
+		}
+		if r.journals(did) {
 			if records == nil {
 				n := len(b) / RecordSize
 				records, dots = make([]Record, 0, n), make([]Dot, 0, n)
@@ -889,6 +891,11 @@ func (r *Replica) receiveRecords(p *peer, f *reader) error {
 		r.keep(records, dots, VectorEntry{o.Index, o.applied})
 	}
 	return broken
+}
+
+// journals reports whether a record that was merged must be on disk before the vector claims it there.
+func (r *Replica) journals(m Merged) bool {
+	return m.Changed || m.Loose && !r.cfg.Client && !r.without("loose-not-kept")
 }
 
 // ahead tells the store of the next records, each of which begins size bytes behind the one before it.

@@ -343,9 +343,12 @@ func (r *Replica) mergeAll(p *peer, b []byte, changed func(*Record, Dot)) (last 
 			}
 			break
 		}
+		if r.journals(m) {
+			records, dots = append(records, *rec), append(dots, d)
+		}
 		if m.Changed {
 			meter.held++
-			records, dots = append(records, *rec), append(dots, d)
+			r.stats.ScannedNew++
 			if changed != nil {
 				changed(rec, d)
 			}
@@ -356,7 +359,6 @@ func (r *Replica) mergeAll(p *peer, b []byte, changed func(*Record, Dot)) (last 
 		last = rec
 		r.stats.Scanned++
 	}
-	r.stats.ScannedNew += uint64(len(records))
 	r.keep(records, dots)
 	return last, err
 }

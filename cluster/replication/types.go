@@ -94,6 +94,9 @@ type Now struct {
 type Merged struct {
 	Changed bool // the held content changed: the record must be journaled
 	Unnamed bool // what is held now came of a join and has no dot
+	// Loose: nothing changed, but what covers the record came of a join and had no dot, so no disk has it but in parts, of which some may expire before the record
+	// does: the record must be journaled too.
+	Loose bool
 }
 
 // MaxRun is how many records a store is told of ahead.

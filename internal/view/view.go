@@ -67,7 +67,7 @@ func (s *Store) Merge(rec *replication.Record, d replication.Dot, now replicatio
 	if errors.Is(err, revocation.ErrUnknownShape) {
 		err = fmt.Errorf("%w: %w", replication.ErrDefinition, err)
 	}
-	return replication.Merged{Changed: delta.Changed, Unnamed: delta.Changed && delta.Dot == 0}, err
+	return replication.Merged{Changed: delta.Changed, Unnamed: delta.Changed && delta.Dot == 0, Loose: delta.Loose}, err
 }
 
 // Ahead requests the memory that merging records with these keys will touch.

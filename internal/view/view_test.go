@@ -48,3 +48,38 @@ func TestMergeBounds(t *testing.T) {
 		})
 	}
 }
+
+// What only a join covers lies on the disk in parts, of which some may expire first: it, and what gives the join its name, are for the disk too.
+func TestMergeLoose(t *testing.T) {
+	s := &Store{Table: filled(t)}
+	match, err := revocation.ParseMatch("iss=a,sub=v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const hour = 3600 * 1000
+	merge := func(value, expires int64, d replication.Dot) replication.Merged {
+		r := Encode(revocation.Key{1}.Record(revocation.Revocation{
+			Match: match, Shape: revocation.Shape{Names: []string{"iss", "sub"}, Compared: revocation.IAT}, Class: revocation.ClassIssuedBefore, Value: value, ExpiresAt: uint32(expires / 1000),
+		}))
+		m, err := s.Merge(&r, d, replication.Now{Wall: now, Guarded: now}, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	for i, test := range []struct {
+		value, expires int64
+		dot            replication.Dot
+		want           replication.Merged
+	}{
+		{now, now + 9*hour, replication.MakeDot(1, 1), replication.Merged{Changed: true}},
+		{now + 9, now + hour, replication.MakeDot(1, 2), replication.Merged{Changed: true, Unnamed: true}},
+		{now + 5, now + 8*hour, replication.MakeDot(1, 3), replication.Merged{Loose: true}},
+		{now + 9, now + 9*hour, replication.MakeDot(2, 1), replication.Merged{Loose: true}}, // the join gets its name
+		{now + 5, now + 8*hour, replication.MakeDot(1, 4), replication.Merged{}},
+	} {
+		if got := merge(test.value, test.expires, test.dot); got != test.want {
+			t.Errorf("%d: %+v, want %+v", i, got, test.want)
+		}
+	}
+}

@@ -17,7 +17,7 @@ import (
 //	set log=600 audit=50ms window=3    small logs (bytes), audits, windows (records)
 //	chance 700ms                       first, writes and faults by chance for so long
 //	mutants raise-early no-pull        rules without which the history must break a promise
-//	write n1 5 or 5..40 [at 17]        writes keys at a node, with that threshold or a later one each time
+//	write n1 5 or 5..40 [at 17 [2s]]   writes keys at a node, with that threshold, or a later one each time, that ends so long after the beginning, or in an hour
 //	stream n1 60ms                     one of a thousand keys every 200 us for so long, from here on
 //	acked n1 5 yes, no                 whether the last write of a key there is acknowledged by a majority
 //	cut n1 n2, cut n1 > n2, heal       links, both ways or one; * is all others
@@ -197,8 +197,12 @@ func (w *World) command(f []string) error {
 			v, err = strconv.ParseInt(arg(4), 10, 64)
 			value = epoch + v
 		}
+		span := time.Hour
+		if len(f) > 5 && err == nil {
+			span, err = time.ParseDuration(f[5])
+		}
 		for k := first; k <= last && err == nil; k++ {
-			r := makeRecord(k, value, uint32(epoch/1000)+3600)
+			r := makeRecord(k, value, uint32(epoch/1000+int64(span/time.Second)))
 			if h.next {
 				r = nextRecord(r, k)
 			}

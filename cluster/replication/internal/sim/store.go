@@ -120,7 +120,7 @@ func (s *store) merge(r *replication.Record, d replication.Dot, guarded int64) r
 	switch joined := s.join(&e.record, r); joined {
 	case e.record:
 		if e.dot != 0 || *r != e.record || d == 0 {
-			return replication.Merged{}
+			return replication.Merged{Loose: e.dot == 0}
 		}
 		e.dot = d
 		return replication.Merged{Changed: true}

@@ -55,7 +55,7 @@ func (h *host) write(r replication.Record, lane replication.Lane) *write {
 // written: the call is durable here, or covered by something.
 func (h *host) written(wr *write) {
 	h.waiters = append(h.waiters, wr)
-	wr.local = h.disk.store.covers(&wr.record)
+	wr.local = h.disk.covers(&wr.record)
 }
 
 func (h *host) forget(wr *write) {
@@ -110,10 +110,10 @@ func (h *host) acknowledged(wr *write) {
 	}
 	holders, why := 0, fmt.Sprintf("%s; ", h.store.describe(&wr.record))
 	for _, name := range h.voters.Names {
-		if h := w.byName[name]; h.holdsContent(h.disk.store, &wr.record) || h.before != nil && w.now < h.wipedAt+time.Second && h.holdsContent(h.before, &wr.record) {
+		if h := w.byName[name]; h.holdsContent(h.disk, &wr.record) || h.before != nil && w.now < h.wipedAt+time.Second && h.holdsContent(h.before, &wr.record) {
 			holders++ // or it did when it said so, and has been wiped since
 		} else {
-			why += fmt.Sprintf("%s has %s; ", name, h.disk.store.describe(&wr.record))
+			why += fmt.Sprintf("%s has %s; ", name, h.disk.describe(&wr.record))
 		}
 	}
 	if holders < h.voters.Majority() && w.rogue == nil {
@@ -121,8 +121,14 @@ func (h *host) acknowledged(wr *write) {
 	}
 }
 
-// holdsContent reports whether a store has what a number stands for, or no longer needs it: no host's guarded time is ahead of the true one.
-func (h *host) holdsContent(s *store, r *replication.Record) bool {
+// holder is a store or a disk.
+type holder interface {
+	covers(r *replication.Record) bool
+	describe(r *replication.Record) string
+}
+
+// holdsContent reports whether a holder has what a number stands for, or no longer needs it: no host's guarded time is ahead of the true one.
+func (h *host) holdsContent(s holder, r *replication.Record) bool {
 	return s.covers(r) || expired(r, epoch+int64(h.w.now/time.Millisecond))
 }
 
@@ -138,7 +144,7 @@ func (h *host) checkVector() {
 	}
 }
 
-func (h *host) checkRange(s *store, what string, id replication.OriginID, from, to uint64) uint64 {
+func (h *host) checkRange(s holder, what string, id replication.OriginID, from, to uint64) uint64 {
 	list := h.w.content[id]
 	if h.w.ambiguous[id] || h.w.rogue != nil {
 		return to
@@ -162,7 +168,7 @@ func (h *host) checkRange(s *store, what string, id replication.OriginID, from, 
 
 // checkDisk holds a vector on disk against the records there.
 func (h *host) checkDisk(id replication.OriginID, from, to uint64) {
-	h.checkRange(h.disk.store, "vector on disk", id, from, to)
+	h.checkRange(h.disk, "vector on disk", id, from, to)
 }
 
 // checkDurable holds what is said to be durable against the disk.
@@ -216,7 +222,7 @@ func (h *host) viewsOf(wr *write) string {
 	}
 	for _, name := range h.voters.Names {
 		p := h.w.byName[name]
-		fmt.Fprintf(&b, "%s (run %d, votes %v, has it %v, on disk %v) as of %v; ", name, p.run, p.votes, p.store.covers(r), p.disk.store.covers(r), h.core.View(name)+h.base)
+		fmt.Fprintf(&b, "%s (run %d, votes %v, has it %v, on disk %v) as of %v; ", name, p.run, p.votes, p.store.covers(r), p.disk.covers(r), h.core.View(name)+h.base)
 	}
 	return b.String()
 }
@@ -440,15 +446,16 @@ func (h *host) verifyDisk() {
 	}
 }
 
+func describe(r *replication.Record) string {
+	return fmt.Sprintf("class %d value +%d until +%d s", r[36], parse(r).Value-epoch, int64(deadline(r))-epoch/1000)
+}
+
 // describe compares a record with what is held under its key.
 func (s *store) describe(r *replication.Record) string {
-	text := func(r *replication.Record) string {
-		return fmt.Sprintf("class %d value +%d until +%d s", r[36], parse(r).Value-epoch, int64(deadline(r))-epoch/1000)
-	}
 	if e := s.entries[r.Key()]; e != nil {
-		return fmt.Sprintf("%s; held is %s as %d:%d", text(r), text(&e.record), e.dot.Index(), e.dot.Number())
+		return fmt.Sprintf("%s; held is %s as %d:%d", describe(r), describe(&e.record), e.dot.Index(), e.dot.Number())
 	}
-	return text(r) + "; nothing is held"
+	return describe(r) + "; nothing is held"
 }
 
 // Describe says where every replica stands.

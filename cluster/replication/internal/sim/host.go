@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication"
@@ -42,8 +43,8 @@ type host struct {
 	losses  uint32
 	votes   bool
 	caught  []replication.CaughtUp
-	lost    bool   // wiped, and not yet a voter again
-	before  *store // what was on the disk that was wiped
+	lost    bool  // wiped, and not yet a voter again
+	before  *disk // that was wiped
 	wipedAt time.Duration
 	rotten  bool                    // its disk has lost something without knowing
 	slow    time.Duration           // least time of a sync
@@ -180,7 +181,7 @@ func (h *host) stop() {
 // wipe takes the data directory.
 func (h *host) wipe() {
 	h.w.result.Wipes++
-	h.before, h.wipedAt = h.disk.store, h.w.now
+	h.before, h.wipedAt = h.disk, h.w.now
 	h.disk = newDisk()
 	h.lost = true
 	if h.w.broken != "incarnation-kept" {
@@ -521,14 +522,14 @@ func (h *host) house(run int) {
 // disk is what has been synced.
 type disk struct {
 	entries []entry
+	byKey   map[replication.Key][]replication.Record // of entries
 	origins map[uint32]replication.Origin
 	vector  map[uint32]uint64
 	voters  []byte
-	store   *store // the entries joined: what a start would find
 }
 
 func newDisk() *disk {
-	return &disk{origins: make(map[uint32]replication.Origin), vector: make(map[uint32]uint64), store: newStore("")}
+	return &disk{byKey: make(map[replication.Key][]replication.Record), origins: make(map[uint32]replication.Origin), vector: make(map[uint32]uint64)}
 }
 
 func (d *disk) apply(h *host, b *batch) {
@@ -542,9 +543,38 @@ func (d *disk) apply(h *host, b *batch) {
 	}
 	for i := range b.records {
 		d.entries = append(d.entries, entry{b.records[i], b.dots[i]})
-		d.store.merge(&b.records[i], b.dots[i], 0)
+		d.byKey[b.records[i].Key()] = append(d.byKey[b.records[i].Key()], b.records[i])
 	}
 	d.raise(h, b.vector)
+}
+
+// covers reports whether a start finds at least r as long as r counts: what expires earlier may be gone by then.
+func (d *disk) covers(r *replication.Record) bool {
+	list := d.byKey[r.Key()]
+	all := replication.Record{}
+	for i := len(list) - 1; i >= 0; i-- {
+		switch {
+		case deadline(&list[i]) < deadline(r):
+			continue
+		case all == replication.Record{}:
+			all = list[i]
+		default:
+			all = join(&all, &list[i])
+		}
+		if all == *r || join(&all, r) == all {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *disk) describe(r *replication.Record) string {
+	var b strings.Builder
+	b.WriteString(describe(r) + "; on disk are")
+	for i := range d.byKey[r.Key()] {
+		b.WriteString(" (" + describe(&d.byKey[r.Key()][i]) + ")")
+	}
+	return b.String()
 }
 
 func (d *disk) raise(h *host, vector []replication.VectorEntry) {

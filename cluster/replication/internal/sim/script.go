@@ -257,7 +257,7 @@ func (w *World) command(f []string) error {
 		h.stop()
 		h.rotten = true
 		h.disk.entries = slices.DeleteFunc(h.disk.entries, func(e entry) bool { return e.record.Key() == r.Key() })
-		delete(h.disk.store.entries, r.Key())
+		delete(h.disk.byKey, r.Key())
 		h.start()
 		return err
 	case "slow":

@@ -27,8 +27,9 @@ func New(cfg *tls.Config, dial func(ctx context.Context, network, addr string) (
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
+	// A copy: the transport adds the protocols it speaks, and callers may share one.
 	t := &http.Transport{
-		Protocols: new(http.Protocols), TLSClientConfig: cfg, TLSHandshakeTimeout: 5 * time.Second,
+		Protocols: new(http.Protocols), TLSClientConfig: cfg.Clone(), TLSHandshakeTimeout: 5 * time.Second,
 		DialContext: dial,
 		HTTP2:       &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second, MaxReadFrameSize: frameBytes},
 	}

@@ -502,11 +502,7 @@ func (m *membership) compareClocks() {
 			offsets = append(offsets, p.Offset)
 		}
 	}
-	slices.Sort(offsets)
-	median := offsets[(len(offsets)-1)/2]
-	if len(offsets) < 3 {
-		median = 0 // of two nobody knows who is right
-	}
+	median, most := judgeClock(offsets)
 	before := time.Duration(m.offset.Swap(int64(median)))
 	if far := median.Abs() > warnOffset; far != (before.Abs() > warnOffset) {
 		if far {
@@ -516,11 +512,27 @@ func (m *membership) compareClocks() {
 		}
 	}
 	m.refuses.Store(median.Abs() > stopOffset)
-	if len(offsets) >= 3 && median.Abs() <= warnOffset {
+	if most {
 		m.n.mu.Lock()
 		m.n.guard.Confirm()
 		m.n.mu.Unlock()
 	}
+}
+
+// judgeClock returns the median of the offsets of wall clocks from this node's, its own 0 among them, and whether most of three or more agree with it. A median of 0 alone does
+// not say so: between a clock that is ahead and one that is behind every wrong one is in the middle. Of two nobody knows who is right.
+func judgeClock(offsets []time.Duration) (median time.Duration, most bool) {
+	if len(offsets) < 3 {
+		return 0, false
+	}
+	slices.Sort(offsets)
+	near := 0
+	for _, o := range offsets {
+		if o.Abs() <= warnOffset {
+			near++
+		}
+	}
+	return offsets[(len(offsets)-1)/2], 2*near > len(offsets)
 }
 
 // agreed reports whether the wall clock has agreed with that of another node since the start. Until then a machine that has started with a wrong clock would make

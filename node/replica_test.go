@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -902,5 +903,28 @@ func TestCutoffBeforeClocksAgree(t *testing.T) {
 	}
 	if results, _, err := m.nodes["b"].Write(t.Context(), cutoff, WriteOptions{Ack: AckAll, AckTimeout: 10 * time.Second}); err != nil || results[0].Err != nil {
 		t.Fatalf("a node with the right clock: %+v %v", results, err)
+	}
+}
+
+// Between one clock that is ahead and one that is behind a wrong one is in the middle, and is not believed for it.
+func TestJudgeClock(t *testing.T) {
+	const s, h = time.Second, time.Hour
+	for _, c := range []struct {
+		offsets []time.Duration
+		median  time.Duration
+		most    bool
+	}{
+		{[]time.Duration{0}, 0, false},
+		{[]time.Duration{0, 5 * h}, 0, false},
+		{[]time.Duration{0, 0, s}, 0, true},
+		{[]time.Duration{0, -2 * s, 2 * h}, 0, true},
+		{[]time.Duration{0, -30 * s, 2 * h}, 0, false}, // this one is 30 s ahead, another one two hours
+		{[]time.Duration{0, 2 * h, 2 * h}, 2 * h, false},
+		{[]time.Duration{0, 0, 2 * h, 2 * h}, 0, false},
+		{[]time.Duration{0, s, -s, 2 * h, -2 * h}, 0, true},
+	} {
+		if median, most := judgeClock(slices.Clone(c.offsets)); median != c.median || most != c.most {
+			t.Errorf("%v: %s %v, want %s %v", c.offsets, median, most, c.median, c.most)
+		}
 	}
 }

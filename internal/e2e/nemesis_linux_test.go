@@ -73,6 +73,7 @@ type faults struct {
 	cut   int
 	drops int  // packets, of rules that were replaced
 	lossy bool // a directory was lost, and not everything has settled since
+	wrong int  // clocks
 }
 
 func (f *faults) init(tr *trial) {
@@ -312,6 +313,21 @@ var shifts = []time.Duration{-30 * time.Second, 30 * time.Second, time.Hour, -ti
 
 // clock steps the wall clock of a node and, later, back; sometimes the node is started in between.
 func (f *faults) clock(rng *rand.Rand, hold time.Duration) bool {
+	// Most clocks are right, or nobody can know the time: docs/promises.md.
+	f.mu.Lock()
+	few := f.wrong < (len(f.tr.nodes)-1)/2
+	if few {
+		f.wrong++
+	}
+	f.mu.Unlock()
+	if !few {
+		return false
+	}
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.wrong--
+	}()
 	m := f.take(rng)
 	if m == nil {
 		return false

@@ -192,16 +192,20 @@ func (tr *trial) write(ctx context.Context, m *member, writer int) {
 		// Requests that have begun are finished, so that it is known what became of them.
 		call, cancel := context.WithTimeout(tr.t.Context(), 2*writeTimeout)
 		var err error
+		var res *connect.Response[revokdv1.RevokeResponse]
 		if claim == "client_id" {
-			_, err = m.api.Block(call, connect.NewRequest(&revokdv1.BlockRequest{Match: match, ExpiresAt: end, Options: options}))
+			res, err = m.api.Block(call, connect.NewRequest(&revokdv1.BlockRequest{Match: match, ExpiresAt: end, Options: options}))
 		} else {
 			req := &revokdv1.RevokeRequest{Target: &revokdv1.RevokeRequest_Match{Match: match}, ExpiresAt: end, Options: options}
 			if claim == "sub" {
 				req.ExpiresAt = nil
 			}
-			_, err = m.api.Revoke(call, connect.NewRequest(req))
+			res, err = m.api.Revoke(call, connect.NewRequest(req))
 		}
 		cancel()
+		if err == nil && res.Msg.GetOutcome() == revokdv1.Outcome_OUTCOME_ALREADY_EXPIRED {
+			tr.t.Errorf("%s says at %s that what ends at %s has expired", m.name, tr.judge.Now(), mk.Expires())
+		}
 		tr.ended(mk, err)
 		tr.calm.RUnlock()
 		time.Sleep(writePause) // the rate of the load

@@ -9,7 +9,7 @@ type Origin struct {
 	Sealed uint64
 	// Expires is the latest deadline of its records, Unix seconds; known, and not 0, once it is sealed and everything of it is held.
 	Expires uint32
-	// Partial: records of it were lost on this disk. Of an earlier run of this node, too, no more is held than the vector says, and what is held above that, and
+	// Partial: records of it were lost on this disk, or with an earlier one. Of an earlier run of this node, too, no more is held than the vector says, and what is held above that, and
 	// nobody else has, needs another name.
 	Partial bool
 	// Fenced: an origin of this node under which somebody else has given numbers. Its dots name nothing here.

@@ -639,6 +639,8 @@ func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 			return nil
 		}
 		in.Node = string(node)
+		// Of this node, and not on its disk: that was lost, and what comes of it now comes in any order, so the last number is no vector at a start.
+		in.Partial = in.Node == r.cfg.Name && !r.cfg.Client && !r.without("lost-origin-whole")
 		if in.Node == r.cfg.Name && r.leveled {
 			r.stats.Impostors++ // this node would know it, unless its disk was lost
 		}

@@ -611,7 +611,7 @@ func (d *disk) restore(h *host) ([]replication.Origin, []replication.VectorEntry
 	for _, index := range slices.Sorted(maps.Keys(d.origins)) {
 		o := d.origins[index]
 		h.ids[index] = o.ID
-		own := o.Node == h.name && !o.Fenced
+		own := o.Node == h.name && !o.Fenced && !o.Partial
 		if own {
 			held[index] = max(held[index], last[index], o.Sealed)
 		}

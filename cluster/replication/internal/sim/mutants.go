@@ -30,6 +30,7 @@ var Mutants = map[string]string{
 	// Durability
 	"durable-early":         "records are called durable before they are on disk",
 	"vector-not-journaled":  "what is covered is called durable, and the vector on disk does not have it",
+	"lost-origin-whole":     "what a node that lost its disk copies of its own earlier records counts as all up to the last of them at the next start",
 	"loose-not-kept":        "what only a join covers is not written to disk",
 	"vector-before-records": "the vector is on disk before its records",
 	"vector-over-refused":   "the vector on disk rises over what the disk has refused",

@@ -604,6 +604,41 @@ func TestFarBehind(t *testing.T) {
 }
 
 // In a large cluster everybody has few sessions, all of them mutual, and one with each voter; everybody is reached in a few steps.
+// Of a session whose peer is silent nothing is left, though its stream does not end: what is written to a cut link may wait for minutes.
+func TestSilentStreamDoesNotEnd(t *testing.T) {
+	clk := clocktest.New(start)
+	n, stop := runNode(t, Config{Clock: clk, Cluster: &ClusterConfig{StartAlone: true}})
+	defer stop()
+	a, b := newPipe()
+	ended := make(chan error, 1)
+	go func() { ended <- n.Session(t.Context(), endless{a}, SessionPeer{Name: "x"}) }()
+	if err := b.Send(nil); err != nil {
+		t.Fatal(err)
+	}
+	for !n.replica.connected("x") {
+		time.Sleep(time.Millisecond)
+	}
+	clk.Advance(2 * silent)
+	n.replica.closeSilent()
+	if n.replica.connected("x") || len(n.Peers()) > 0 {
+		t.Errorf("connected to %v", n.Peers())
+	}
+	select {
+	case err := <-ended:
+		t.Error("the stream has ended:", err)
+	default:
+	}
+	a.Close()
+	if err := <-ended; !errors.Is(err, ErrSession) {
+		t.Error(err)
+	}
+}
+
+// endless is a stream that does not end when it is closed.
+type endless struct{ Stream }
+
+func (endless) Close() {}
+
 func TestNeighbours(t *testing.T) {
 	var members []cluster.Member
 	for i := range 200 {

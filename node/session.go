@@ -198,6 +198,7 @@ func (r *replica) closeSilent() {
 	for _, s := range r.sessions {
 		if now-s.heard > silent && r.bytes <= maxPeerBytes {
 			s.fail(fmt.Errorf("%w: nothing heard for %s", ErrSession, silent))
+			r.forget(s) // its stream may wait for the cut link much longer, and what others hold of the peer's counts once there is no session with it
 		}
 	}
 }

@@ -186,24 +186,31 @@ func (r *Replica) owner(o *origin) *peer {
 }
 
 // claim is how much of an origin a peer can be believed to hold. Nobody has more than its node has given: who says so is not believed before that node was
-// asked. When it has answered, and given less, one of them lies, and what the peer has said counts for nothing; when it does not answer, relays are all there is.
+// asked. When it has answered, and given less, one of them lies, and what the peer has said counts for nothing; when it does not answer, relays are all there is,
+// each of them, until it does.
 func (r *Replica) claim(p *peer, o *origin) (number uint64, waits bool) {
 	number = at(p.applied, o.Index)
 	owner := r.owner(o)
-	if owner == nil || p == owner || number <= at(owner.applied, o.Index) {
+	if owner == nil || p == owner || number <= at(owner.applied, o.Index) || r.silent(o, owner) {
 		return number, false
 	}
 	d := &o.doubt
-	switch {
-	case d.peer != p.id && d.peer != 0 && r.peers[d.peer] != nil: // one at a time
-		return at(owner.applied, o.Index), true
-	case d.peer != p.id:
+	given := at(owner.applied, o.Index)
+	if d.peer != p.id {
+		// One at a time, as long as it claims something: nobody looks at the answer about one whose claim is here or was given meanwhile.
+		if q := r.peers[d.peer]; q != nil && (at(q.applied, o.Index) > max(given, o.applied) || r.without("stale-doubts")) {
+			return given, true
+		}
 		*d = doubt{peer: p.id, number: number, at: r.now.Mono, probe: owner.probeID + 1}
 		r.probe(owner, 0)
-	case owner.answered >= d.probe && at(owner.applied, o.Index) < d.number:
+		return given, true
+	}
+	switch {
+	case owner.answered < d.probe:
+		return given, true
+	case given < d.number:
 		*d = doubt{}
 		r.stats.Impostors++
-		given := at(owner.applied, o.Index)
 		p.applied[o.Index] = given
 		for i := range p.probes { // a node that gives its numbers has given no more when it was asked, so nothing is missed
 			if need := p.probes[i].need; at(need, o.Index) > given {
@@ -211,13 +218,10 @@ func (r *Replica) claim(p *peer, o *origin) (number uint64, waits bool) {
 			}
 		}
 		return given, false
-	case owner.answered >= d.probe: // that much was true; there is more since
+	default: // that much was true; there is more since
 		*d = doubt{}
 		return r.claim(p, o)
-	case r.silent(o, owner):
-		return number, false
 	}
-	return at(owner.applied, o.Index), true
 }
 
 // silent reports whether the node of an origin was asked about a claim, and should have answered by now.

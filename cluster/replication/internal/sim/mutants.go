@@ -23,6 +23,7 @@ var Mutants = map[string]string{
 	"no-meter":      "a node may write as much as it likes",
 	"no-bounds":     "nobody looks at the times of records",
 	"hearsay":       "who says that he holds more than its node has given is believed",
+	"stale-doubts":  "who was doubted, and claims nothing any more, keeps others from being believed",
 	"hearsay-views": "everybody's views of voters count",
 	"unasked":       "records of others are taken that nobody has asked for",
 	"fence-always":  "a node takes other names whenever somebody says that it must",

@@ -56,6 +56,7 @@ var elsewhere = map[string]string{
 
 	"hearsay":       "TestRogueMutants",
 	"hearsay-views": "TestRogueMutants",
+	"stale-doubts":  "TestWhoIsCutOffHoldsNobodyUp",
 	"unasked":       "TestRogueMutants",
 	"fence-always":  "TestFencesAreMetered",
 	"fenced-votes":  "TestFencedNodeDoesNotVote",

@@ -157,7 +157,7 @@ func runExamples(t *testing.T, root string, blocks []example) []string {
 			}
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*patience) // go run may have to compile
+	ctx, cancel := context.WithTimeout(t.Context(), 6*patience) // go run may have to compile, and the longest page has some fifty commands, beside other tests and the race detector
 	defer cancel()
 	env := docsEnv(t, home)
 	agent, err := e2e.Start(ctx, e2e.Config{

@@ -349,7 +349,7 @@ func (f *faults) clock(rng *rand.Rand, hold time.Duration) bool {
 // shows reports whether the wall clock of a node is off by that much.
 func (f *faults) shows(m *member, shift time.Duration) bool {
 	st, err := f.status(m)
-	return err == nil && (st.GetNow().AsTime().Sub(time.Now())-shift).Abs() < time.Second
+	return err == nil && (time.Until(st.GetNow().AsTime())-shift).Abs() < time.Second
 }
 
 func (f *faults) status(m *member) (*revokdv1.StatusResponse, error) {

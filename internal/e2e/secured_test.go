@@ -157,7 +157,7 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func httpsClient(t *testing.T, c *tls.Config) *http.Client {
 	t.Helper()
-	transport := &http.Transport{TLSClientConfig: c, ForceAttemptHTTP2: true}
+	transport := &http.Transport{TLSClientConfig: c.Clone(), ForceAttemptHTTP2: true} // it changes what it is given
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
 }

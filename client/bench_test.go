@@ -94,7 +94,7 @@ func heapBytes() int64 {
 
 func planned(b *testing.B, table *revocation.Table, text string, now int64) revocation.Record {
 	b.Helper()
-	p, err := table.Policy().Plan(revocation.Request{Match: match(b, text), ExpiresAt: expiry(text, now)}, now, now)
+	p, err := table.Plan(revocation.Request{Match: match(b, text), ExpiresAt: expiry(text, now)}, now, now)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -311,7 +311,7 @@ func (c *Client) fixCutoff(req *revokdv1.RevokeRequest, at int64) *revokdv1.Revo
 	if err != nil {
 		return req // the node says what is wrong
 	}
-	plan, err := c.held.Load().table.Policy().Plan(revocation.Request{Match: m, Cutoff: req.GetKeep() != nil}, at, at)
+	plan, err := c.held.Load().table.Plan(revocation.Request{Match: m, Cutoff: req.GetKeep() != nil}, at, at)
 	if err != nil || plan.AlreadyExpired || plan.Main().Class != revocation.ClassIssuedBefore {
 		return req
 	}

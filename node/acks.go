@@ -54,7 +54,7 @@ func (r *replica) publish() {
 	if r.n.cfg.Cluster == nil {
 		return
 	}
-	if m := r.n.members; m != nil && !m.alike.Load() { // now, because the peer may be gone a moment later
+	if m := r.n.members; m != nil && (!m.alike.Load() || m.jumped.Load()) { // now, because the peer may be gone a moment later
 		for _, p := range r.core.Peers() {
 			m.compare(p)
 		}

@@ -83,6 +83,7 @@ type membership struct {
 	refuses  atomic.Bool  // because of it
 	refused  uint64       // records of peers, as last reported; belongs to one goroutine
 	alike    atomic.Bool  // it has been found to agree with somebody since the start
+	jumped   atomic.Bool  // it has not since it jumped
 
 	mu    sync.Mutex
 	dials map[string]*dialing
@@ -535,16 +536,22 @@ func judgeClock(offsets []time.Duration) (median time.Duration, most bool) {
 	return offsets[(len(offsets)-1)/2], 2*near > len(offsets)
 }
 
-// agreed reports whether the wall clock has agreed with that of another node since the start. Until then a machine that has started with a wrong clock would make
-// cutoffs that the others refuse: hours ahead, or too early to catch anything. A cluster of one, and a node that was told to start alone, have nobody to ask.
+// agreed reports whether the wall clock has agreed with that of another node since the start. Until then a machine that has started with a wrong clock would write
+// what the others refuse because it was made hours ahead, and cutoffs too early to catch anything. A cluster of one, and a node that was told to start alone, have nobody to ask.
 func (m *membership) agreed() bool {
 	return m.alike.Load() || m.cfg.StartAlone || m.n.replica.single()
+}
+
+// apart reports whether the wall clock has jumped and not agreed with anybody's since: a node that is cut off learns from nobody that it is wrong.
+func (m *membership) apart() bool {
+	return m.jumped.Load() && !m.cfg.StartAlone && !m.n.replica.single()
 }
 
 // compare notes whether the wall clock agrees with that of a peer.
 func (m *membership) compare(p replication.PeerStats) {
 	if p.Timed && !p.Client && p.Offset.Abs() <= stopOffset {
 		m.alike.Store(true)
+		m.jumped.Store(false)
 	}
 }
 

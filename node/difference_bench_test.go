@@ -36,7 +36,7 @@ func fill(b *testing.B, n *Node, records, held int) {
 	b.Helper()
 	one := deny(b, "x")
 	one.ExpiresAt = time.Now().Add(time.Hour).UnixMilli()
-	plan, err := n.table.Policy().Plan(one, time.Now().UnixMilli(), n.Now())
+	plan, err := n.table.Plan(one, time.Now().UnixMilli(), n.Now())
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -239,6 +239,9 @@ func (n *Node) tick() clock.Reading {
 	before := n.reading
 	n.reading = n.guard.Read()
 	n.now.Store(n.reading.Guarded.UnixMilli())
+	if n.members != nil && !n.reading.Trusted {
+		n.members.jumped.Store(true)
+	}
 	n.clockOK.Store(believable(n.reading) && (n.members == nil || !n.members.refuses.Load()))
 	if before.String() != n.reading.String() && (before.String() == "ok") != (n.reading.String() == "ok") {
 		n.log.Warn("clock", "state", n.reading.String())

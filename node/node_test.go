@@ -140,7 +140,7 @@ func TestWriteThenCheck(t *testing.T) {
 	if v.Status != revocation.Revoked || len(steps) == 0 {
 		t.Fatalf("explain: %s with %d steps", v.Status, len(steps))
 	}
-	past := revocation.Request{Match: match(t, "iss=i,jti=old"), ExpiresAt: start.Add(-time.Second).UnixMilli()}
+	past := revocation.Request{Match: match(t, "iss=i,jti=old"), ExpiresAt: start.Add(-revocation.DefaultSlack).UnixMilli()}
 	if r := write(t, n, past); r.Outcome != OutcomeAlreadyExpired {
 		t.Fatalf("past: %s", r.Outcome)
 	}

@@ -843,7 +843,7 @@ func TestRepairedNodeWroteMore(t *testing.T) {
 func TestFencedAcrossRestart(t *testing.T) {
 	dir, clk := t.TempDir(), clocktest.New(start)
 	n, stop := runNode(t, Config{Dir: dir, Clock: clk})
-	rec := n.table.Record(must(n.table.Policy().Plan(deny(t, "j1"), n.Now(), n.Now())).Main())
+	rec := n.table.Record(must(n.table.Plan(deny(t, "j1"), n.Now(), n.Now())).Main())
 	write(t, n, deny(t, "j1"))
 	n.replica.mu.Lock()
 	own, origin := n.replica.core.Own()[0], n.replica.core.Origins()[0]
@@ -882,10 +882,11 @@ func TestFencedAcrossRestart(t *testing.T) {
 // stepped is a wall clock that can be stepped.
 type stepped struct {
 	clock.Clock
-	by atomic.Int64
+	by, passed atomic.Int64 // what the wall clock was stepped by, and the time that has passed in no time
 }
 
-func (c *stepped) Now() time.Time { return c.Clock.Now().Add(time.Duration(c.by.Load())) }
+func (c *stepped) Now() time.Time      { return c.Clock.Now().Add(time.Duration(c.by.Load() + c.passed.Load())) }
+func (c *stepped) Mono() time.Duration { return c.Clock.Mono() + time.Duration(c.passed.Load()) }
 
 // withStepped is a mesh of three whose first node has that clock.
 func withStepped(t *testing.T, c *stepped) *mesh {
@@ -924,16 +925,44 @@ func TestWriteAfterJump(t *testing.T) {
 	}
 }
 
-// A node that has started with a wrong clock, without anything that shows it, makes no cutoff before it has seen the clocks of others.
-func TestCutoffBeforeClocksAgree(t *testing.T) {
+// A node whose wall clock has jumped and that nobody tells so, because it is cut off, goes on dating what it takes as before, however long ago that was.
+func TestWriteAfterJumpAlone(t *testing.T) {
+	c := &stepped{Clock: clock.System()}
+	m := withStepped(t, c)
+	a := m.nodes["a"]
+	m.until("a believes its clock", a.clockOK.Load)
+	m.links["ab"]()
+	m.links["ac"]()
+	m.until("a is alone", func() bool { return !a.replica.connected("b") && !a.replica.connected("c") })
+	c.by.Store(int64(2 * time.Hour))
+	a.tick()
+	c.passed.Store(int64(2 * time.Minute))
+	r := revocation.Request{Match: match(t, "iss=i,jti=1"), ExpiresAt: time.Now().Add(time.Hour).UnixMilli()}
+	plan, err := a.plan(r, a.tick())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ahead := time.UnixMilli(plan.Main().Value).Sub(time.Now()); ahead > revocation.MaxAheadAbsolute+2*time.Minute {
+		t.Errorf("dated %s ahead", ahead)
+	}
+	if _, err := a.plan(revocation.Request{Match: match(t, "iss=i,sub=alice")}, a.tick()); !errors.Is(err, ErrClock) {
+		t.Errorf("a cutoff by a clock that nobody has confirmed: %v", err)
+	}
+}
+
+// A node that has started with a wrong clock, without anything that shows it, writes nothing before it has seen the clocks of others.
+func TestWriteBeforeClocksAgree(t *testing.T) {
 	cutoff := []revocation.Request{{Match: match(t, "iss=i,sub=alice")}}
 	c := &stepped{Clock: clock.System()}
 	c.by.Store(int64(2 * time.Hour))
 	m := withStepped(t, c)
+	stated := revocation.Request{Match: match(t, "iss=i,jti=1"), ExpiresAt: time.Now().Add(3 * time.Hour).UnixMilli()}
 	for range 20 {
-		results, _, err := m.nodes["a"].Write(t.Context(), cutoff, WriteOptions{Ack: AckLocal})
-		if !errors.Is(err, ErrClock) && !errors.Is(results[0].Err, ErrClock) {
-			t.Fatalf("%+v %v", results, err)
+		for _, r := range []revocation.Request{cutoff[0], stated} {
+			results, _, err := m.nodes["a"].Write(t.Context(), []revocation.Request{r}, WriteOptions{Ack: AckLocal})
+			if !errors.Is(err, ErrClock) && !errors.Is(results[0].Err, ErrClock) {
+				t.Fatalf("%+v %v", results, err)
+			}
 		}
 	}
 	if results, _, err := m.nodes["b"].Write(t.Context(), cutoff, WriteOptions{Ack: AckAll, AckTimeout: 10 * time.Second}); err != nil || results[0].Err != nil {

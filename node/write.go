@@ -61,7 +61,7 @@ type Outcome uint8
 const (
 	OutcomeRevoked        Outcome = 1 + iota // stored
 	OutcomeCovered                           // what was there already denies at least as much for at least as long
-	OutcomeAlreadyExpired                    // no matching token can be alive: nothing was stored
+	OutcomeAlreadyExpired                    // no matching token can be accepted anywhere: nothing was stored
 	OutcomeUnblocked                         // stored
 )
 
@@ -308,17 +308,17 @@ func (n *Node) superseded(done written) (lost []blocked) {
 func (n *Node) plan(r revocation.Request, reading clock.Reading) (revocation.Plan, error) {
 	wall := reading.Wall
 	switch {
-	case believable(reading):
-		if n.members != nil && needsClock(r) && !n.members.agreed() {
-			return revocation.Plan{}, fmt.Errorf("%w: it has not been found to agree with that of another node since the start", ErrClock)
-		}
+	case n.members != nil && !n.members.agreed():
+		// Nothing says what time it is, and other nodes refuse what was made in their future.
+		return revocation.Plan{}, fmt.Errorf("%w: it has not been found to agree with that of another node since the start", ErrClock)
+	case believable(reading) && (n.members == nil || !n.members.apart()):
 	case needsClock(r):
 		return revocation.Plan{}, fmt.Errorf("%w: %s", ErrClock, reading.String())
 	default:
-		// It states its own times, and only says when it was made. Other nodes refuse what was made in their future.
+		// It states its own times, and only says when it was made.
 		wall = reading.Guarded
 	}
-	return n.table.Policy().Plan(r, wall.UnixMilli(), reading.Guarded.UnixMilli())
+	return n.table.Plan(r, wall.UnixMilli(), reading.Guarded.UnixMilli())
 }
 
 // needsClock: without a stated time the request's meaning depends on what time it is here.

@@ -31,7 +31,7 @@ func benchTable(b *testing.B, n, shapes int) *Table {
 	}
 	b.Cleanup(func() { _ = t.Close() })
 	merge := func(m Match) {
-		p, err := t.Policy().Plan(Request{Match: m}, benchNow, benchNow)
+		p, err := t.Plan(Request{Match: m}, benchNow, benchNow)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -32,7 +32,7 @@
 //
 // Nothing here reads a clock. Instants are Unix milliseconds (int64) where a caller states them and
 // Unix seconds (uint32, rounded up) where they are stored. The caller passes the time: guarded time
-// to the table, the wall clock to [Policy.Plan].
+// to the table, the wall clock to [Table.Plan].
 //
 // # Concurrency
 //

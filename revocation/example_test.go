@@ -18,7 +18,7 @@ func Example() {
 
 	user, _ := revocation.ParseMatch("iss=https://id.example,sub=alice")
 	phone, _ := revocation.ParseMatch("iss=https://id.example,sid=phone")
-	plan, err := table.Policy().Plan(revocation.Request{Match: user, Keep: []revocation.Match{phone}}, now, now)
+	plan, err := table.Plan(revocation.Request{Match: user, Keep: []revocation.Match{phone}}, now, now)
 	if err != nil {
 		panic(err)
 	}

@@ -61,7 +61,7 @@ func put(t testing_, table *Table, r Revocation, now int64) Delta {
 // write carries out a request as a node does whose clocks agree.
 func write(t testing_, table *Table, r Request, now int64) Plan {
 	t.Helper()
-	plan, err := table.Policy().Plan(r, now, now)
+	plan, err := table.Plan(r, now, now)
 	if err != nil {
 		t.Fatalf("Plan: %v", err)
 	}

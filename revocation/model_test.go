@@ -435,7 +435,7 @@ func TestTableLikeModel(t *testing.T) {
 			case 1:
 				table.Sweep(now)
 			default:
-				plan, err := table.Policy().Plan(drawRequest(t, now), now, now)
+				plan, err := table.Plan(drawRequest(t, now), now, now)
 				if err != nil {
 					continue
 				}
@@ -465,7 +465,7 @@ func TestOrderOfMergesDoesNotMatter(t *testing.T) {
 		var all []Revocation
 		for range rapid.IntRange(1, 12).Draw(t, "requests") {
 			at := t0 - rapid.Int64Range(0, 2*hour).Draw(t, "made before")
-			plan, err := table.Policy().Plan(drawRequest(t, at), at, at)
+			plan, err := table.Plan(drawRequest(t, at), at, at)
 			if err == nil {
 				all = append(all, plan.Revocations...)
 			}
@@ -519,7 +519,7 @@ func TestRevokedStaysRevoked(t *testing.T) {
 			if r.Action == Block {
 				r.ExpiresAt = 0
 			}
-			if plan, err := table.Policy().Plan(r, now, now); err == nil {
+			if plan, err := table.Plan(r, now, now); err == nil {
 				pending = append(pending, plan.Revocations...)
 			}
 			if len(pending) > 0 && rapid.Bool().Draw(t, "deliver") {

@@ -43,7 +43,7 @@ type Request struct {
 // MaxKeeps bounds Request.Keep.
 const MaxKeeps = 8
 
-// Revocation is a match, a rule and a deadline: what [Policy.Plan] makes and [Key.Record] encodes.
+// Revocation is a match, a rule and a deadline: what [Table.Plan] makes and [Key.Record] encodes.
 type Revocation struct {
 	Match     Match
 	Shape     Shape
@@ -61,11 +61,11 @@ func (k Key) Record(r Revocation) Record {
 	}
 }
 
-// Plan is the answer of [Policy.Plan].
+// Plan is the answer of [Table.Plan].
 type Plan struct {
 	// Revocations in the order in which they are to be written: keeps before the cutoff they belong to.
 	Revocations []Revocation
-	// AlreadyExpired: no token that the request names can be alive, so there is nothing to store.
+	// AlreadyExpired: no token that the request names can be accepted anywhere, whatever leeway a verifier has, so there is nothing to store.
 	AlreadyExpired bool
 	// UsableAfter of the cutoff; 0 without one. See [UsableAfter].
 	UsableAfter int64
@@ -77,16 +77,16 @@ func (p Plan) Main() Revocation { return p.Revocations[len(p.Revocations)-1] }
 // UsableAfter returns the first whole second, in Unix milliseconds, at which a token with a whole-second iat passes a cutoff.
 func UsableAfter(cutoff int64) int64 { return (cutoff + 999) / 1000 * 1000 }
 
-// clocks are the two times of a writer: see [Policy.Plan].
-type clocks struct{ wall, guarded int64 }
+// clocks are the two times of a writer, and how long what has expired is kept: see [Table.Plan].
+type clocks struct{ wall, guarded, slack int64 }
 
-// expired reports whether an instant has passed by both clocks.
-func (c clocks) expired(ms int64) bool { return ms <= min(c.wall, c.guarded) }
+// expired reports whether what ends at an instant is kept no longer, by both clocks.
+func (c clocks) expired(ms int64) bool { return ms+c.slack <= min(c.wall, c.guarded) }
 
 // from returns the deadline of what must be kept for d.
 func (c clocks) from(d time.Duration) int64 { return max(c.wall, c.guarded) + d.Milliseconds() }
 
-// Plan turns a request into revocations. p must have been validated. Errors are *FieldError and nothing is changed.
+// Plan turns a request into revocations by the policy in force. Errors are *FieldError and nothing is changed.
 //
 // It takes the writer's two clocks, in Unix milliseconds, because they differ after the wall clock has jumped, and neither
 // is safe for everything:
@@ -95,15 +95,20 @@ func (c clocks) from(d time.Duration) int64 { return max(c.wall, c.guarded) + d.
 //     its bound: issuers stamp iat by wall clocks. Guarded time lags, perhaps for as long as the process runs, behind a wall
 //     clock that was put right by a step forward; a cutoff at guarded time would then miss the latest tokens, and every
 //     cutoff that a caller states would be refused as too far ahead.
-//   - That everything the request names has expired must be so by both clocks. A wall clock that has jumped ahead
+//   - That everything the request names has expired must be so by both clocks, and for as long as the table's slack: verifiers accept
+//     tokens for minutes beyond their exp, and a clock may be seconds ahead before anybody notices. A wall clock that has jumped ahead
 //     would answer AlreadyExpired for tokens that are alive, which is forgetting because of a jump.
 //   - What is kept for a duration from now is kept from the later of both, so that neither clock makes it end early.
 //
 // Whether wall can be believed at all is the caller's to decide, before it plans what states no time of its own.
-func (p *Policy) Plan(r Request, wall, guarded int64) (Plan, error) {
-	now := clocks{wall, guarded}
+func (t *Table) Plan(r Request, wall, guarded int64) (Plan, error) {
+	return t.Policy().plan(r, clocks{wall, guarded, int64(t.slack) * 1000})
+}
+
+// plan is [Table.Plan]; p has been validated.
+func (p *Policy) plan(r Request, now clocks) (Plan, error) {
 	switch {
-	case min(wall, guarded) < 0 || now.from(MaxCeiling+2*MaxAheadAbsolute) > int64(maxExpiresAt)*1000:
+	case min(now.wall, now.guarded) < 0 || now.from(MaxCeiling+2*MaxAheadAbsolute) > int64(maxExpiresAt)*1000:
 		return Plan{}, &FieldError{Field: "now", Kind: "out_of_range", ValueKind: "time", Limit: "1970 to 2104: the clock of this node is wrong"}
 	case r.Reason >= reasonCount:
 		return Plan{}, &FieldError{Field: "reason", Kind: "out_of_range", ValueKind: "integer", Limit: "a reason of the closed list"}
@@ -112,7 +117,7 @@ func (p *Policy) Plan(r Request, wall, guarded int64) (Plan, error) {
 		return Plan{}, &FieldError{Field: "expires_at", Kind: "out_of_range", ValueKind: "seconds", Limit: "not before 2000; this looks like seconds where milliseconds belong"}
 	case r.ExpiresAt >= maxNumericDate*1000:
 		return Plan{}, &FieldError{Field: "expires_at", Kind: "out_of_range", ValueKind: "milliseconds", Limit: "a time before the year 5138; this looks like milliseconds where seconds belong"}
-	case r.ExpiresAt > wall+p.Ceiling.Milliseconds():
+	case r.ExpiresAt > now.wall+p.Ceiling.Milliseconds():
 		return Plan{}, &FieldError{Field: "expires_at", Kind: "out_of_range", ValueKind: "time", Limit: "at most the ceiling of " + p.Ceiling.String() + " ahead"}
 	}
 	switch r.Action {

@@ -50,7 +50,7 @@ func TestEvents(t *testing.T) {
 		"all devices, kept for long": {Request{Match: match(t, "iss=i,sub=u"), ExpiresAt: now + 3*day}, want{"{iss,sub}<iat", ClassIssuedBefore, now + 2*second, now + 3*day}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			plan, err := p.Plan(c.Request, now, now)
+			plan, err := p.plan(c.Request, clocks{wall: now, guarded: now})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -78,7 +78,7 @@ func TestEvents(t *testing.T) {
 func TestKeeps(t *testing.T) {
 	p := policy(t, Policy{Issuers: map[string]Settings{"i": {SessionClaim: "family"}}})
 	user := match(t, "iss=i,sub=u")
-	plan, err := p.Plan(Request{Match: user, Keep: []Match{match(t, "iss=i,sid=s"), match(t, "jti=1"), match(t, "family=f")}, IssuedBefore: t0 - second}, t0, t0)
+	plan, err := p.plan(Request{Match: user, Keep: []Match{match(t, "iss=i,sid=s"), match(t, "jti=1"), match(t, "family=f")}, IssuedBefore: t0 - second}, clocks{wall: t0, guarded: t0})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestKeeps(t *testing.T) {
 		t.Errorf("%+v", main)
 	}
 	// A session may be cut off but for one token.
-	if _, err := p.Plan(Request{Match: match(t, "iss=i,sid=s"), Keep: []Match{match(t, "jti=1")}}, t0, t0); err != nil {
+	if _, err := p.plan(Request{Match: match(t, "iss=i,sid=s"), Keep: []Match{match(t, "jti=1")}}, clocks{wall: t0, guarded: t0}); err != nil {
 		t.Error(err)
 	}
 
@@ -120,14 +120,14 @@ func TestKeeps(t *testing.T) {
 		"a family elsewhere":    "grant=f",
 		"a token and a session": "jti=1,sid=s",
 	} {
-		_, err := p.Plan(Request{Match: user, Keep: []Match{match(t, kept)}}, t0, t0)
+		_, err := p.plan(Request{Match: user, Keep: []Match{match(t, kept)}}, clocks{wall: t0, guarded: t0})
 		t.Run(name, func(t *testing.T) { wantField(t, err, "keep", "not_allowed") })
 	}
-	_, err = p.Plan(Request{Match: match(t, "iss=i,sid=s"), Keep: []Match{match(t, "iss=i,sid=s")}}, t0, t0)
+	_, err = p.plan(Request{Match: match(t, "iss=i,sid=s"), Keep: []Match{match(t, "iss=i,sid=s")}}, clocks{wall: t0, guarded: t0})
 	wantField(t, err, "keep", "not_allowed")
-	_, err = p.Plan(Request{Match: user, Keep: slices.Repeat([]Match{match(t, "jti=1")}, MaxKeeps+1)}, t0, t0)
+	_, err = p.plan(Request{Match: user, Keep: slices.Repeat([]Match{match(t, "jti=1")}, MaxKeeps+1)}, clocks{wall: t0, guarded: t0})
 	wantField(t, err, "keep", "too_large")
-	_, err = p.Plan(Request{Match: user, Keep: slices.Repeat([]Match{match(t, "jti=1")}, MaxKeeps)}, t0, t0)
+	_, err = p.plan(Request{Match: user, Keep: slices.Repeat([]Match{match(t, "jti=1")}, MaxKeeps)}, clocks{wall: t0, guarded: t0})
 	if err != nil {
 		t.Error(err)
 	}
@@ -213,22 +213,22 @@ func TestBounds(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if plan, err := p.Plan(c.ok, now, now); err != nil || plan.AlreadyExpired {
+			if plan, err := p.plan(c.ok, clocks{wall: now, guarded: now}); err != nil || plan.AlreadyExpired {
 				t.Errorf("at the edge: %+v, %v", plan, err)
 			}
-			plan, err := p.Plan(c.bad, now, now)
+			plan, err := p.plan(c.bad, clocks{wall: now, guarded: now})
 			wantField(t, err, c.field, c.kind)
 			if len(plan.Revocations) > 0 {
 				t.Errorf("refused, and yet %+v", plan)
 			}
 		})
 	}
-	_, err := p.Plan(Request{Match: tok, ExpiresAt: (now + hour) * 1000}, now, now)
+	_, err := p.plan(Request{Match: tok, ExpiresAt: (now + hour) * 1000}, clocks{wall: now, guarded: now})
 	if err == nil || !strings.Contains(err.Error(), "milliseconds") {
 		t.Errorf("milliseconds are not named: %v", err)
 	}
 	for name, wall := range map[string]int64{"before 1970": -1, "where 32 bits end": (1 << 32) * 1000} {
-		_, err := p.Plan(Request{Match: user}, wall, wall)
+		_, err := p.plan(Request{Match: user}, clocks{wall: wall, guarded: wall})
 		t.Run(name, func(t *testing.T) { wantField(t, err, "now", "out_of_range") })
 	}
 }
@@ -246,10 +246,10 @@ func TestAlreadyExpired(t *testing.T) {
 		"block": {Request{Action: Block, Match: match(t, "sub=1"), ExpiresAt: t0}, Request{Action: Block, Match: match(t, "sub=1"), ExpiresAt: t0 + 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if plan, err := p.Plan(c.gone, t0, t0); err != nil || !plan.AlreadyExpired || len(plan.Revocations) != 0 {
+			if plan, err := p.plan(c.gone, clocks{wall: t0, guarded: t0}); err != nil || !plan.AlreadyExpired || len(plan.Revocations) != 0 {
 				t.Errorf("gone: %+v, %v", plan, err)
 			}
-			if plan, err := p.Plan(c.alive, t0, t0); err != nil || plan.AlreadyExpired || len(plan.Revocations) == 0 {
+			if plan, err := p.plan(c.alive, clocks{wall: t0, guarded: t0}); err != nil || plan.AlreadyExpired || len(plan.Revocations) == 0 {
 				t.Errorf("alive: %+v, %v", plan, err)
 			}
 		})
@@ -264,7 +264,7 @@ func TestTwoClocks(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			plan := func(r Request) Revocation {
 				t.Helper()
-				plan, err := p.Plan(r, c.wall, c.guarded)
+				plan, err := p.plan(r, clocks{wall: c.wall, guarded: c.guarded})
 				if err != nil || plan.AlreadyExpired {
 					t.Fatalf("%+v: %+v, %v", r, plan, err)
 				}
@@ -286,10 +286,10 @@ func TestTwoClocks(t *testing.T) {
 					t.Errorf("%s: %+d ms, want %+d ms", what, got[0]-t0, got[1]-t0)
 				}
 			}
-			if _, err := p.Plan(Request{Match: user, IssuedBefore: c.wall + 5*second}, c.wall, c.guarded); err != nil {
+			if _, err := p.plan(Request{Match: user, IssuedBefore: c.wall + 5*second}, clocks{wall: c.wall, guarded: c.guarded}); err != nil {
 				t.Errorf("5 s ahead of the wall clock: %v", err)
 			}
-			_, err := p.Plan(Request{Match: user, IssuedBefore: c.wall + 5*second + 1}, c.wall, c.guarded)
+			_, err := p.plan(Request{Match: user, IssuedBefore: c.wall + 5*second + 1}, clocks{wall: c.wall, guarded: c.guarded})
 			wantField(t, err, "issued_before", "out_of_range")
 		})
 	}

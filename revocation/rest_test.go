@@ -32,7 +32,7 @@ func TestCheckWith(t *testing.T) {
 		now := t0
 		for range rapid.IntRange(1, 12).Draw(t, "requests") {
 			at := t0 - rapid.Int64Range(0, 2*hour).Draw(t, "made before")
-			if plan, err := whole.Policy().Plan(drawRequest(t, at), at, at); err == nil {
+			if plan, err := whole.Plan(drawRequest(t, at), at, at); err == nil {
 				all = append(all, plan.Revocations...)
 			}
 		}

@@ -67,7 +67,7 @@ func planOf(t testing.TB, r Request) Plan {
 	if err := p.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	plan, err := p.Plan(r, sampleNow, sampleNow)
+	plan, err := p.plan(r, clocks{wall: sampleNow, guarded: sampleNow})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestSampleAgreesWithTheTable(t *testing.T) {
 		if err := policy.Validate(); err != nil {
 			t.Fatal(err)
 		}
-		plan, err := policy.Plan(Request{Action: rapid.SampledFrom([]Action{Revoke, Block}).Draw(t, "action"), Match: m}, sampleNow, sampleNow)
+		plan, err := policy.plan(Request{Action: rapid.SampledFrom([]Action{Revoke, Block}).Draw(t, "action"), Match: m}, clocks{wall: sampleNow, guarded: sampleNow})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -118,7 +118,7 @@ func vectorWrite(t *testing.T, out *bytes.Buffer, where string, table *Table, te
 		}
 		r.Reason = reason
 	}
-	plan, err := table.Policy().Plan(r, now, now)
+	plan, err := table.Plan(r, now, now)
 	if field, ok := errors.AsType[*FieldError](err); ok {
 		fmt.Fprintln(out, "refused", field.Field, field.Kind)
 		return

@@ -71,7 +71,7 @@ func TestStream(t *testing.T) {
 			if i == 2 {
 				m.Items[17] = &revokdv1.RevokeRequest{}                // refused
 				m.Items[18] = jti(0)                                   // again
-				m.Items[19].ExpiresAt = at(noon.UnixMilli() - 60*1000) // expired
+				m.Items[19].ExpiresAt = at(noon.UnixMilli() - 3600*1000) // expired
 			}
 			if s.Send(m) != nil {
 				return

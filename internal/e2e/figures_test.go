@@ -158,10 +158,11 @@ func TestPropagation(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := revocation.Key(identity.Msg.GetFingerprintKey())
-	var policy revocation.Policy
-	if err := policy.Validate(); err != nil {
+	table, err := revocation.NewTable(revocation.TableConfig{Key: key})
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = table.Close() }() // nothing is in it
 	numbers := make(map[replication.Key]int, count)
 	id := func(i int) string { return "propagated-" + strconv.Itoa(i) }
 	now := time.Now().UnixMilli()
@@ -170,7 +171,7 @@ func TestPropagation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		plan, err := policy.Plan(revocation.Request{Match: m, ExpiresAt: now + 3_600_000}, now, now)
+		plan, err := table.Plan(revocation.Request{Match: m, ExpiresAt: now + 3_600_000}, now, now)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -27,7 +27,7 @@ func filled(t *testing.T) *revocation.Table {
 		if err != nil {
 			t.Fatal(err)
 		}
-		plan, err := table.Policy().Plan(revocation.Request{Match: m}, now, now)
+		plan, err := table.Plan(revocation.Request{Match: m}, now, now)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -282,7 +282,7 @@ const (
 	Outcome_OUTCOME_UNSPECIFIED     Outcome = 0
 	Outcome_OUTCOME_REVOKED         Outcome = 1 // stored
 	Outcome_OUTCOME_COVERED         Outcome = 2 // what was there already denies at least as much for at least as long
-	Outcome_OUTCOME_ALREADY_EXPIRED Outcome = 3 // no matching token can be alive: nothing was stored
+	Outcome_OUTCOME_ALREADY_EXPIRED Outcome = 3 // no matching token has been valid for longer than the slack: nothing was stored
 	Outcome_OUTCOME_UNBLOCKED       Outcome = 4
 )
 

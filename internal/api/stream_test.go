@@ -69,8 +69,8 @@ func TestStream(t *testing.T) {
 		for i := range batches {
 			m := &revokdv1.RevokeStreamRequest{Items: items(i*300, 300)}
 			if i == 2 {
-				m.Items[17] = &revokdv1.RevokeRequest{}                // refused
-				m.Items[18] = jti(0)                                   // again
+				m.Items[17] = &revokdv1.RevokeRequest{}                  // refused
+				m.Items[18] = jti(0)                                     // again
 				m.Items[19].ExpiresAt = at(noon.UnixMilli() - 3600*1000) // expired
 			}
 			if s.Send(m) != nil {

@@ -231,6 +231,9 @@ func effect(r Record, s *shape, c *Claims, now uint32) effectKind {
 	case ClassUnblock, ClassKeep:
 		return effectNone
 	}
+	if laterDenies(r.Class) {
+		return effectRevokes
+	}
 	return effectUnknown
 }
 

@@ -57,7 +57,7 @@ type Revocation struct {
 func (k Key) Record(r Revocation) Record {
 	return Record{
 		Fingerprint: k.fingerprint(r.Match, r.Shape, r.Class),
-		Value:       r.Value, Shape: r.Shape.ID(), ExpiresAt: r.ExpiresAt, Class: r.Class, Reason: r.Reason,
+		Value:       r.Value, Shape: r.Shape.ID(), ExpiresAt: r.ExpiresAt, Class: r.Class, Reason: r.Reason, Flags: writtenFlags,
 	}
 }
 
@@ -170,7 +170,7 @@ func planDeny(r Request, now clocks, natural int64) (Plan, error) {
 		return Plan{AlreadyExpired: true}, nil
 	}
 	return Plan{Revocations: []Revocation{{
-		Match: r.Match, Shape: Shape{Names: r.Match.Names()}, Class: ClassDeny, Value: now.wall, ExpiresAt: seconds(expires), Reason: r.Reason,
+		Match: r.Match, Shape: Shape{Names: r.Match.Names()}, Class: denyClass(r.Match), Value: now.wall, ExpiresAt: seconds(expires), Reason: r.Reason,
 	}}}, nil
 }
 

@@ -123,7 +123,7 @@ type Record struct {
 	ExpiresAt uint32 // Unix seconds: the last second in which a matching token can be alive, or in which a block is in force
 	Class     Class
 	Reason    Reason
-	Flags     uint16 // none defined; kept as they are
+	Flags     uint16 // none defined in this version; kept as they are
 }
 
 // AppendBinary appends the [RecordSize] bytes of r. The error is always nil.

@@ -20,7 +20,7 @@ func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
 	}
 	if !p.hello {
 		p.woken = len(w.b) > len(b)
-		return w.b
+		return outgoing(w.b, len(b))
 	}
 	start := len(b)
 	// In this order: what the origins are that anything below names, under which voters, up to where, and what that answers.
@@ -44,7 +44,7 @@ func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
 		r.fillScan(w, p)
 	}
 	p.woken = len(w.b) > len(b)
-	return w.b
+	return outgoing(w.b, len(b))
 }
 
 // define makes an origin known to a peer, ahead of everything else that is queued or being written.

@@ -36,11 +36,10 @@ const (
 
 // Limits of the format.
 const (
-	protocolVersion = 1
-	maxName         = 128
-	maxMessage      = 1 << 20
-	maxControl      = 64 << 10
-	maxDefinition   = 4 << 10
+	maxName       = 128
+	maxMessage    = 1 << 20
+	maxControl    = 64 << 10
+	maxDefinition = 4 << 10
 	// MaxMessage is the size of the largest message that Fill writes or Received takes.
 	MaxMessage = maxMessage
 )

@@ -32,7 +32,7 @@ var imports = map[string]string{
 	// Movement
 	"journal":                             "internal/faults",
 	"cluster":                             "internal/atomicfile internal/clock internal/faults",
-	"cluster/replication":                 "",
+	"cluster/replication":                 "cluster/replication/internal/next",
 	"cluster/replication/internal/next":   "",
 	"cluster/replication/internal/sim":    "cluster/replication cluster/replication/internal/next cluster/voters revocation",
 	"cluster/replication/internal/simrun": "cluster/replication/internal/sim",

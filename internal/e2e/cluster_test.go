@@ -34,12 +34,13 @@ type fleet struct {
 
 // member is one node of a fleet; its process changes when it is started again.
 type member struct {
-	name string
-	port string // of the API, once it is known
-	proc *e2e.Process
-	http *http.Client // of a node that is a host of its own
-	api  revokdv1connect.RevocationServiceClient
-	adm  revokdv1connect.ClusterServiceClient
+	name    string
+	program string // empty: that of the fleet
+	port    string // of the API, once it is known
+	proc    *e2e.Process
+	http    *http.Client // of a node that is a host of its own
+	api     revokdv1connect.RevocationServiceClient
+	adm     revokdv1connect.ClusterServiceClient
 }
 
 func newFleet(t *testing.T, n int, args ...string) *fleet {

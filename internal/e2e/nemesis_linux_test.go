@@ -54,6 +54,7 @@ var deck = []struct {
 	{"wipe", (*faults).wipe, 1},
 	{"damage", (*faults).damage, 1},
 	{"restart/rolling", (*faults).rolling, 1},
+	{"upgrade/rolling", (*faults).upgrade, 1},
 	{"reload", (*faults).reload, 1},
 	{"gossip-key", (*faults).gossipKey, 1},
 	{"subscriber/slow", (*faults).slowSubscriber, 1},
@@ -64,7 +65,8 @@ var deck = []struct {
 
 // faults is what goes wrong in a trial. Its methods run at the same time.
 type faults struct {
-	tr *trial
+	tr   *trial
+	next string // the program of a later version
 
 	mu    sync.Mutex // guards what follows
 	busy  map[*member]bool
@@ -84,10 +86,13 @@ func (f *faults) init(tr *trial) {
 }
 
 // take picks a node whose process nothing else is done to, or nil. Give it back.
-func (f *faults) take(rng *rand.Rand) *member {
+func (f *faults) take(rng *rand.Rand) *member { return f.takeOf(rng, f.tr.nodes) }
+
+// takeOf is take among some of the nodes.
+func (f *faults) takeOf(rng *rand.Rand, nodes []*member) *member {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	free := slices.DeleteFunc(slices.Clone(f.tr.nodes), func(m *member) bool { return f.busy[m] })
+	free := slices.DeleteFunc(slices.Clone(nodes), func(m *member) bool { return f.busy[m] })
 	if len(free) == 0 {
 		return nil
 	}
@@ -106,6 +111,20 @@ func (f *faults) give(m *member) {
 func (f *faults) killed(m *member) {
 	f.tr.starts[m].Add(1)
 	m.proc.Kill()
+	f.tr.starts[m].Add(1)
+}
+
+// stopped ends a process in an orderly way.
+func (f *faults) stopped(m *member) {
+	f.tr.starts[m].Add(1)
+	err := m.proc.Signal(syscall.SIGTERM)
+	ctx, cancel := context.WithTimeout(f.tr.t.Context(), patience)
+	code, waited := m.proc.Wait(ctx)
+	cancel()
+	if err := errors.Join(err, waited); err != nil || code != 0 {
+		f.tr.t.Errorf("%s: SIGTERM: exit code %d, %v\n%s", m.name, code, err, tail(m.proc.Stderr()))
+		m.proc.Kill()
+	}
 	f.tr.starts[m].Add(1)
 }
 
@@ -463,16 +482,7 @@ func (f *faults) rolling(rng *rand.Rand, hold time.Duration) bool {
 		if m == nil {
 			continue
 		}
-		f.tr.starts[m].Add(1)
-		err := m.proc.Signal(syscall.SIGTERM)
-		ctx, cancel := context.WithTimeout(f.tr.t.Context(), patience)
-		code, waited := m.proc.Wait(ctx)
-		cancel()
-		if err := errors.Join(err, waited); err != nil || code != 0 {
-			f.tr.t.Errorf("%s: SIGTERM: exit code %d, %v\n%s", m.name, code, err, tail(m.proc.Stderr()))
-			m.proc.Kill()
-		}
-		f.tr.starts[m].Add(1)
+		f.stopped(m)
 		f.started(m)
 		f.give(m)
 		done++
@@ -743,6 +753,7 @@ func TestNemesis(t *testing.T) {
 	t.Logf("REVOKD_NEMESIS_SEED=%d REVOKD_NEMESIS_ROUNDS=%d REVOKD_NEMESIS_NODES=%d REVOKD_NEMESIS_RATE=%d", seed, rounds, nodes, rate)
 	noLeaks(t)
 	tr := newTrial(t, nodes, "faults", seed)
+	tr.next = program(t, nextTags)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	tr.start(rate)
 	defer func() {

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -139,7 +140,7 @@ func (w *network) add(name string) *member {
 // flags are those of a node; a later one of the same name wins.
 func (w *network) flags(m *member) []string {
 	h := w.hosts[m]
-	args := append(h.command(), w.program, "agent", "--node-name", m.name, "--data-dir", w.home, "--api-addr", h.at(7950), "--gossip-addr", h.at(7956),
+	args := append(h.command(), cmp.Or(m.program, w.program), "agent", "--node-name", m.name, "--data-dir", w.home, "--api-addr", h.at(7950), "--gossip-addr", h.at(7956),
 		"--tls-cert", w.path("tls/"+m.name+".crt"), "--tls-key", w.path("tls/"+m.name+".key"), "--tls-ca", w.path("tls/ca.crt"),
 		"--issuers", w.path("issuers.json"), "--key-file", w.path("fingerprint.key"), "--gossip-key-file", w.path("gossip.key"))
 	for other, h := range w.hosts {

@@ -205,8 +205,14 @@ func (n *Node) writable() error {
 	if !n.complete.Load() {
 		return ErrNotReady
 	}
-	if n.members != nil && n.members.refuses.Load() {
+	if n.members == nil {
+		return nil
+	}
+	if n.members.refuses.Load() {
 		return fmt.Errorf("%w: it is %s off from the median of the other nodes'", ErrClock, n.ClockOffset())
+	}
+	if !n.members.agreed() { // nothing says what time it is, and other nodes refuse what was made in their future
+		return fmt.Errorf("%w: it has not been found to agree with that of another node since the start", ErrClock)
 	}
 	return nil
 }
@@ -308,9 +314,6 @@ func (n *Node) superseded(done written) (lost []blocked) {
 func (n *Node) plan(r revocation.Request, reading clock.Reading) (revocation.Plan, error) {
 	wall := reading.Wall
 	switch {
-	case n.members != nil && !n.members.agreed():
-		// Nothing says what time it is, and other nodes refuse what was made in their future.
-		return revocation.Plan{}, fmt.Errorf("%w: it has not been found to agree with that of another node since the start", ErrClock)
 	case believable(reading) && (n.members == nil || !n.members.apart()):
 	case needsClock(r):
 		return revocation.Plan{}, fmt.Errorf("%w: %s", ErrClock, reading.String())

@@ -467,10 +467,26 @@ func TestPanic(t *testing.T) {
 	if res, body := f.do(r); res.StatusCode != http.StatusInternalServerError || !strings.Contains(body, `"message":"internal error"`) {
 		t.Errorf("%d %s", res.StatusCode, body)
 	}
-	if n := f.server.metrics.panics.Load(); n != 2 {
+	const streamPath = "/revokd.v1.Test/PanicStream"
+	f.server.mux.Handle(streamPath, connect.NewBidiStreamHandler(streamPath, func(_ context.Context, st *connect.BidiStream[revokdv1.RevokeStreamRequest, revokdv1.RevokeStreamResponse]) error {
+		m, err := st.Receive()
+		if err != nil {
+			return err
+		}
+		panic(m.GetItems()[0].GetToken())
+	}, connect.WithInterceptors(interceptor{f.server})))
+	st := connect.NewClient[revokdv1.RevokeStreamRequest, revokdv1.RevokeStreamResponse](f.h2c(), f.url+streamPath).CallBidiStream(t.Context())
+	if err := st.Send(&revokdv1.RevokeStreamRequest{Items: []*revokdv1.RevokeRequest{{Target: &revokdv1.RevokeRequest_Token{Token: "canary"}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.Receive(); connect.CodeOf(err) != connect.CodeInternal || strings.Contains(err.Error(), canary) {
+		t.Errorf("a stream: %v", err)
+	}
+	_ = st.CloseRequest() // it has ended
+	if n := f.server.metrics.panics.Load(); n != 3 {
 		t.Errorf("%d panics counted", n)
 	}
-	if log := f.log.String(); strings.Count(log, "handler panicked") != 2 || !strings.Contains(log, "server_test.go") {
+	if log := f.log.String(); strings.Count(log, "handler panicked") != 3 || !strings.Contains(log, "server_test.go") {
 		t.Errorf("log %s", log)
 	}
 }

@@ -35,7 +35,7 @@ var imports = map[string]string{
 	"cluster/replication":                 "cluster/replication/internal/next",
 	"cluster/replication/internal/next":   "",
 	"cluster/replication/internal/sim":    "cluster/replication cluster/replication/internal/next cluster/voters revocation",
-	"cluster/replication/internal/simrun": "cluster/replication/internal/sim",
+	"cluster/replication/internal/simrun": "cluster/replication/internal/sim internal/history",
 	"cluster/voters":                      "",
 
 	// Mechanism: keys, bits, deadlines
@@ -56,6 +56,7 @@ var imports = map[string]string{
 	"internal/archtest":        "",
 	"internal/e2e":             "",
 	"internal/history":         "internal/clock revocation",
+	"internal/history/totals":  "internal/history",
 	"internal/mutants":         "internal/faults",
 }
 

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	replica "github.com/revokd/revokd/client"
+	"github.com/revokd/revokd/internal/history"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/revocation"
 )
@@ -476,6 +477,9 @@ func TestClientFailover(t *testing.T) {
 		t.Fatalf("invalid run: %d checks, %d writes", checks.Load(), len(l.ids))
 	}
 	slices.Sort(bytes)
+	saved(t, history.Report{Nodes: 3, Rounds: rounds, Counts: history.Counts{
+		Acknowledged: int64(len(l.ids)), Checks: checks.Load(), Judged: checks.Load(), Faults: map[string]int{"kill": rounds}, Broken: map[history.Kind]int{history.Late: int(active.Load())},
+	}})
 	t.Logf("%d rounds; %d revocations acknowledged by a majority (%s), %d refused; %d checks of those beyond MaxStaleness: %d unknown, %d active",
 		rounds, len(l.ids), quantiles(l.took), l.refused, checks.Load(), unknown.Load(), active.Load())
 	t.Logf("fresh again after: %s; a node started again: %s", quantiles(took), quantiles(again))

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/revokd/revokd/internal/e2e"
+	"github.com/revokd/revokd/internal/history"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 )
@@ -213,7 +214,7 @@ func crashes(t *testing.T, n *node, rounds int, seed uint64, untilLoss bool) (fo
 	t.Helper()
 	random := rand.New(rand.NewPCG(seed, 0))
 	var all []entry
-	open := 0
+	open, checks := 0, 0
 	for round := range rounds {
 		if random.IntN(4) == 0 {
 			n.killAtStart(t, time.Duration(random.Int64N(int64(30*time.Millisecond))))
@@ -246,6 +247,7 @@ func crashes(t *testing.T, n *node, rounds int, seed uint64, untilLoss bool) (fo
 		}
 		p, api = n.start(t)
 		missing := lost(t, api, questions)
+		checks += len(questions)
 		neverSent(t, api, round)
 		if forgotten += len(missing); forgotten > 0 && untilLoss {
 			return forgotten
@@ -258,6 +260,10 @@ func crashes(t *testing.T, n *node, rounds int, seed uint64, untilLoss bool) (fo
 	p, api := n.start(t)
 	forgotten += len(lost(t, api, all))
 	p.Kill()
+	checks += len(all)
+	saved(t, history.Report{Seed: seed, Nodes: 1, Rounds: rounds, Counts: history.Counts{
+		Acknowledged: int64(len(all)), Checks: int64(checks), Judged: int64(checks), Faults: map[string]int{"kill": 2 * rounds}, Broken: map[history.Kind]int{history.Lost: forgotten},
+	}})
 	t.Logf("%d rounds, %d kills with writes under way, %d acknowledged revocations, %d forgotten; seed %d", rounds, open, len(all), forgotten, seed)
 	// A run that did nothing proves nothing.
 	if open < rounds/2 || len(all) < 20*rounds {

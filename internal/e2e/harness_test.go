@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/revokd/revokd/internal/e2e"
+	"github.com/revokd/revokd/internal/history"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 )
 
@@ -105,4 +106,13 @@ func h2c(t *testing.T) *http.Client {
 	transport := &http.Transport{Protocols: protocols}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
+}
+
+// saved adds a run to the totals of its lane.
+func saved(t *testing.T, r history.Report) {
+	t.Helper()
+	r.Test = t.Name()
+	if err := r.Save(); err != nil {
+		t.Error(err)
+	}
 }

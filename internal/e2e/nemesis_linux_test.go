@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -711,38 +710,6 @@ func readAll(res *http.Response) (string, error) {
 	return string(b), err
 }
 
-// report is what a run leaves behind, one line of JSON in the file that REVOKD_REPORT names.
-type report struct {
-	Test     string
-	Seed     uint64
-	Nodes    int
-	Rounds   int
-	Seconds  int
-	Counts   history.Counts
-	Records  int64
-	Restarts uint32
-}
-
-func (r report) save(t *testing.T) {
-	t.Helper()
-	path := os.Getenv("REVOKD_REPORT")
-	if path == "" {
-		return
-	}
-	line, err := json.Marshal(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = file.Write(append(line, '\n'))
-	if err = errors.Join(err, file.Close()); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // TestNemesis: whatever goes wrong at once in a cluster under load, no promise is broken. Rounds of faults are followed by calm, in which everything must be whole again.
 // REVOKD_NEMESIS_ROUNDS says how many (default 2), REVOKD_NEMESIS_NODES of how many nodes (3), REVOKD_NEMESIS_SEED which faults (random), REVOKD_NEMESIS_RATE how many records a second
 // are written in bulk (2000), REVOKD_NEMESIS_ONLY which faults of the deck, separated by commas (all). From 8 rounds on, a run with too few of something is invalid.
@@ -811,10 +778,6 @@ func TestNemesis(t *testing.T) {
 		})
 	}
 	c := tr.judge.Counts()
-	r := report{Test: t.Name(), Seed: seed, Nodes: nodes, Rounds: rounds, Seconds: int(tr.judge.Now().Seconds()), Counts: c, Records: tr.footprint(tr.nodes[0]).records}
-	for _, g := range tr.starts {
-		r.Restarts += g.Load() / 2
-	}
 	for _, v := range tr.judge.Violations() {
 		t.Error(v)
 	}
@@ -823,7 +786,7 @@ func TestNemesis(t *testing.T) {
 	}
 	t.Logf("%d revocations acknowledged by a majority, %d unsure, %d refused; %d checks, %d unknown, %d could have shown a loss; faults %v",
 		c.Acknowledged, c.Unsure, c.Refused, c.Checks, c.Unknown, c.Judged, kinds(c.Faults))
-	r.save(t)
+	saved(t, history.Report{Seed: seed, Nodes: nodes, Rounds: rounds, Seconds: int(tr.judge.Now().Seconds()), Counts: c})
 	tr.dumps(-1)
 	gate := history.Gate{Acknowledged: 1000 * int64(rounds), Checks: 100_000 * int64(rounds), Judged: 10_000 * int64(rounds)}
 	if rounds >= 8 && only == "" {

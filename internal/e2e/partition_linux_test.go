@@ -29,6 +29,7 @@ import (
 
 	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/internal/e2e"
+	"github.com/revokd/revokd/internal/history"
 	"github.com/revokd/revokd/internal/pki"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
@@ -544,6 +545,7 @@ func TestPartitions(t *testing.T) {
 			}
 			t.Logf("%d packets dropped; all sessions %s after healing, sets equal %s after the last write, %d records; %d writes, %d checks",
 				dropped, rejoined.Round(time.Millisecond), level.Round(time.Millisecond), len(keys), len(s.attempts), s.checks)
+			saved(t, history.Report{Nodes: 5, Rounds: 1, Counts: history.Counts{Checks: int64(s.checks), Faults: map[string]int{"partition/other": 1}}})
 			if dropped == 0 {
 				t.Error("nothing was dropped: the test shows nothing")
 			}

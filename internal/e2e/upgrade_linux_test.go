@@ -187,7 +187,7 @@ func TestUpgrade(t *testing.T) {
 	if err := c.Valid(history.Gate{Acknowledged: 1000 * int64(rounds), Checks: 100_000 * int64(rounds), Judged: 10_000 * int64(rounds)}); err != nil {
 		t.Error(err)
 	}
-	report{Test: t.Name(), Seed: 1, Nodes: 3, Rounds: rounds, Seconds: int(tr.judge.Now().Seconds()), Counts: c, Records: tr.footprint(tr.nodes[0]).records}.save(t)
+	saved(t, history.Report{Nodes: 3, Rounds: rounds, Seconds: int(tr.judge.Now().Seconds()), Counts: c})
 	tr.dumps(-1)
 	tr.refusesLater(tr.nodes[0])
 }

@@ -2,7 +2,11 @@ package history
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,5 +136,42 @@ func BenchmarkSaw(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		r.Saw(rev, 2*s, 2*s, revoked)
+	}
+}
+
+// What is simulated counts where the reference does not ask for real processes.
+func TestTotals(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "reports")
+	t.Setenv("REVOKD_REPORT", path)
+	for _, r := range []Report{
+		{Test: "TestNemesis", Counts: Counts{Acknowledged: 5, Checks: 7, Faults: map[string]int{"kill": 2, "wipe": 1, "partition/halves": 3}, Broken: map[Kind]int{Lost: 1}}},
+		{Test: Simulation, Counts: Counts{Acknowledged: 20_000_000, Faults: map[string]int{"kill": 3000, "partition/other": 497}}},
+	} {
+		if err := r.Save(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	reports, err := ReadReports(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, total := range Totals(reports) {
+		got[total.Name] = fmt.Sprint(total.Real, total.Simulated, total.Enough(1))
+	}
+	for name, want := range map[string]string{
+		"revocations acknowledged": "5 20000000 false", "kill -9 and start": "3 3000 false", "partitions": "3 497 true", "disk faults, damage, lost directories": "1 0 false", "broken promises": "1 0 true",
+	} {
+		if got[name] != want {
+			t.Errorf("%s: %s, want %s", name, got[name], want)
+		}
+	}
+	if _, err := ReadReports(strings.NewReader("{}\n{")); err == nil {
+		t.Error("half a report is read")
 	}
 }

@@ -116,9 +116,11 @@ func (w *World) nemesis(end time.Duration) {
 			w.crash(h, wipes && w.chance(0.4) && w.rogue == nil, w.between(time.Millisecond, 300*time.Millisecond))
 		case k < 17:
 			if h.up {
+				w.result.Pauses++
 				h.paused = w.now + w.between(5*time.Millisecond, 500*time.Millisecond)
 			}
 		case k < 18 && steps && w.rogue == nil: // whose clock cannot be believed judges no record
+			w.result.Steps++
 			h.wall = int64(w.between(-time.Hour, time.Hour) / time.Millisecond)
 			h.guarded = int64(w.between(-20*time.Second, 0) / time.Millisecond)
 		case k >= 22:
@@ -154,6 +156,7 @@ func (w *World) others(h *host, some bool) []*host {
 
 // sever cuts from a to b, perhaps both ways, for a while.
 func (w *World) sever(a, b []*host, both bool, d time.Duration) {
+	w.result.Cuts++
 	set := func(cut bool) {
 		for _, x := range a {
 			for _, y := range b {

@@ -52,6 +52,9 @@ func (r *Result) Add(o *Result) {
 	r.Crashes += o.Crashes
 	r.Wipes += o.Wipes
 	r.Rolls += o.Rolls
+	r.Cuts += o.Cuts
+	r.Pauses += o.Pauses
+	r.Steps += o.Steps
 	r.Refusals += o.Refusals
 	r.Breaks += o.Breaks
 	r.Scans += o.Scans
@@ -62,6 +65,6 @@ func (r *Result) Add(o *Result) {
 }
 
 func (r Result) String() string {
-	return fmt.Sprintf("trace %016x, %d events, %v virtual, %d messages, %d bytes, %d writes (%d at quorum), %d crashes, %d wipes, %d changes of version, %d refusals of a disk, %d sessions ended, %d scans, %d pulls, %d reissued, %d repaired, %d looked up in fresh views",
-		r.Trace, r.Events, r.Virtual.Round(time.Millisecond), r.Messages, r.Bytes, r.Writes, r.Quorum, r.Crashes, r.Wipes, r.Rolls, r.Refusals, r.Breaks, r.Scans, r.Pulls, r.Reissued, r.Repaired, r.Checked)
+	return fmt.Sprintf("trace %016x, %d events, %v virtual, %d messages, %d bytes, %d writes (%d at quorum), %d crashes, %d wipes, %d changes of version, %d cuts, %d pauses, %d clock steps, %d refusals of a disk, %d sessions ended, %d scans, %d pulls, %d reissued, %d repaired, %d looked up in fresh views",
+		r.Trace, r.Events, r.Virtual.Round(time.Millisecond), r.Messages, r.Bytes, r.Writes, r.Quorum, r.Crashes, r.Wipes, r.Rolls, r.Cuts, r.Pauses, r.Steps, r.Refusals, r.Breaks, r.Scans, r.Pulls, r.Reissued, r.Repaired, r.Checked)
 }

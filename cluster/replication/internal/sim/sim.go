@@ -52,6 +52,9 @@ type Result struct {
 	Crashes  int
 	Wipes    int
 	Rolls    int // changes of a host's version
+	Cuts     int // links cut for a while, one way or both
+	Pauses   int
+	Steps    int // of wall clocks
 	Refusals int // batches of peers' records that a disk refused
 	Breaks   int // sessions that ended
 	Scans    uint64

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication/internal/sim"
+	"github.com/revokd/revokd/internal/history"
 )
 
 func main() {
@@ -47,6 +48,17 @@ func main() {
 		}
 	}
 	fmt.Printf("%d seeds from %d, %d failed, %.2f cluster-hours, %v\n%v\n", *seeds, *seed, failed, total.Virtual.Hours(), time.Since(began).Round(time.Millisecond), total)
+	r := history.Report{Test: history.Simulation, Seed: *seed, Rounds: int(*seeds), Seconds: int(total.Virtual.Seconds()), Counts: history.Counts{
+		Acknowledged: int64(total.Quorum), Checks: int64(total.Checked), Judged: int64(total.Checked),
+		Broken: map[history.Kind]int{history.Lost: failed},
+		Faults: map[string]int{
+			"kill": total.Crashes, "wipe": total.Wipes, "partition/other": total.Cuts, "pause": total.Pauses, "clock": total.Steps, "disk": total.Refusals, "upgrade/rolling": total.Rolls,
+		},
+	}}
+	if err := r.Save(); err != nil {
+		fmt.Println(err)
+		failed++
+	}
 	if failed > 0 {
 		os.Exit(1)
 	}

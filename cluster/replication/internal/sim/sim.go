@@ -38,6 +38,8 @@ type Options struct {
 	Calm    bool          // nothing breaks, nobody writes by chance
 	Mutant  string        // a rule that is left out: see Mutants
 	Config  func(*replication.Config)
+
+	large bool // there are no voters, and disks do their work without being looked at; so it is with more nodes than can vote
 }
 
 // Result is what came of a run.
@@ -212,7 +214,7 @@ func New(o Options) *World {
 	w := &World{
 		o: o, broken: rule(o.Mutant), rng: rand.New(rand.NewPCG(o.Seed, 1)), byName: make(map[string]*host), content: make(map[replication.OriginID][]replication.Record),
 		cut: make(map[[2]*host]bool), ambiguous: make(map[replication.OriginID]bool), latency: [2]time.Duration{100 * time.Microsecond, 500 * time.Microsecond}, silent: 300 * time.Millisecond,
-		syncs: [2]time.Duration{100 * time.Microsecond, 3 * time.Millisecond}, calm: true, setup: true, large: o.Nodes > voters.MaxVoters,
+		syncs: [2]time.Duration{100 * time.Microsecond, 3 * time.Millisecond}, calm: true, setup: true, large: o.large || o.Nodes > voters.MaxVoters,
 	}
 	for i := range o.Nodes {
 		w.nodes = append(w.nodes, w.addHost(fmt.Sprintf("n%d", i+1), uint64(i+1), false))

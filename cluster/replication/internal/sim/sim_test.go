@@ -51,6 +51,15 @@ func TestSameSeedSameTrace(t *testing.T) {
 	}
 }
 
+// A small cluster is held against the same: it has no voters, so nothing is acknowledged.
+func TestSpreadOfFew(t *testing.T) {
+	for _, nodes := range []int{3, 5, 6, 8} {
+		if s := RunSpread(1, nodes, 16, 100); len(s.Failures) > 0 || s.Quorum > 0 {
+			t.Errorf("%d nodes: %d acknowledged, %v", nodes, s.Quorum, s.Failures)
+		}
+	}
+}
+
 // A large cluster in which each node has sessions with about sixteen others, and one link in ten is dead.
 func TestSpread(t *testing.T) {
 	nodes := 200

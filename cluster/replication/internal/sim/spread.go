@@ -20,10 +20,9 @@ type Spread struct {
 // one link in ten is dead from the beginning.
 func RunSpread(seed uint64, nodes, degree, records int) Spread {
 	var s Spread
-	w := New(Options{Seed: seed, Nodes: nodes, Degree: degree, Calm: true, Config: func(c *replication.Config) {
+	w := New(Options{Seed: seed, Nodes: nodes, Degree: degree, Calm: true, large: true, Config: func(c *replication.Config) {
 		c.ProbeEvery = time.Second
 	}})
-	w.large = true
 	s.Links = len(w.links)
 	for _, l := range w.links {
 		if w.chance(0.1) {

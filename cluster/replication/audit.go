@@ -20,7 +20,9 @@ const (
 	auditPending = 10 * time.Second
 )
 
-// sums adds up a keyed PRF over records: those that both vectors covered when the audit began, and that do not expire soon.
+// sums adds up a keyed PRF over records: those that both vectors covered when the audit began, and that do not expire soon. Where both vectors have been equal and still since
+// the audit before, it is all records of the origin (cut is MaxNumber): what was taken above a hole, and is there when the disk that had what belongs into the hole is lost, no vector will
+// ever cover, and no pull brings.
 type sums struct {
 	id      uint64
 	peer    *peer
@@ -132,7 +134,12 @@ func (r *Replica) beginAudit() {
 	s.cut = make([]uint64, len(r.reg.list))
 	for i, o := range r.reg.list {
 		if o != nil {
-			s.cut[i] = min(o.applied, at(best.applied, uint32(i)))
+			theirs := at(best.applied, uint32(i))
+			s.cut[i] = min(o.applied, theirs)
+			if o.applied == theirs && o.audited == theirs+1 {
+				s.cut[i] = MaxNumber
+			}
+			o.audited = o.applied + 1
 		}
 	}
 	r.audit = &audit{sums: s, lastHeard: r.now.Mono}
@@ -181,7 +188,9 @@ func (r *Replica) receiveAudit(p *peer, f *reader) {
 	for range f.count(9) {
 		origin, n := OriginID(f.fixed()), f.limited(MaxNumber)
 		if o := r.reg.byID[origin]; o != nil {
-			cut[o.Index] = min(n, o.applied)
+			if cut[o.Index] = n; n < MaxNumber {
+				cut[o.Index] = min(n, o.applied)
+			}
 		}
 	}
 	if f.err != nil {
@@ -341,7 +350,7 @@ func (r *Replica) receiveLeaf(p *peer, f *reader) error {
 		s = r.audit.sums
 	}
 	if _, err := r.mergeAll(p, b, func(rec *Record, d Dot) {
-		if s.covers(d, r.cfg.Deadline(rec)) { // else it has come since the audit began
+		if o := r.reg.get(d.Index()); s.covers(d, r.cfg.Deadline(rec)) && d.Number() <= o.applied { // else it has come since the audit began, or no vector claims it
 			r.stats.Repaired++
 		}
 	}); errors.Is(err, ErrDefinition) {

@@ -23,7 +23,7 @@
 //	pull     who sees in a peer's vector what it does not hold, and does not get it from the origin's node, asks that peer
 //	scan     what no log has any more is sent from the store, in key order, filtered by the vector of who asks; several peers can
 //	         serve parts of the key space; the vector rises when all parts have arrived
-//	audit    two replicas compare sums over what both vectors cover; differences, which vectors cannot see, are exchanged
+//	audit    two replicas compare sums over what both vectors cover, and over everything where they have long been equal; differences, which vectors cannot see, are exchanged
 //
 // The host chooses with whom it holds sessions: in a small cluster everybody with everybody; in a large one each with a few, and pulls relay.
 //

@@ -32,6 +32,7 @@ type origin struct {
 	floor   uint64 // the log has everything above it, up to applied
 	chunks  []*chunk
 	latest  uint32 // latest deadline seen
+	audited uint64 // applied + 1 as it was when an audit last began
 
 	behind    bool // is in Replica.behind
 	since     Now  // when somebody was first known to have more, or applied last rose

@@ -353,7 +353,7 @@ func (r *Replica) mergeAll(p *peer, b []byte, changed func(*Record, Dot)) (last 
 				changed(rec, d)
 			}
 		}
-		if m.Unnamed {
+		if m.Unnamed || m.Changed && r.nameless(d) {
 			r.addUnnamed(rec)
 		}
 		last = rec

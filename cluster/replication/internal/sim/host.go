@@ -111,6 +111,7 @@ func (h *host) start() {
 	if w.o.Config != nil {
 		w.o.Config(&cfg)
 	}
+	w.audits = cfg.AuditEvery > 0
 	switch w.broken {
 	case "":
 	case "no-audit":

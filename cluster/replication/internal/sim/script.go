@@ -26,6 +26,7 @@ import (
 //	rot n1 5                           its disk loses a key, without a sign, and it starts again
 //	slow n1 400ms                      its disk
 //	refuse n1 400ms                    its disk takes nothing for so long
+//	full n1 10ms                       its memory takes nothing for so long
 //	fail n1                            the next commit to its disk fails, and is there all the same
 //	roll n1                            it starts again with the other version of the program
 //	pause n1 300ms                     a node that does nothing for a while
@@ -264,6 +265,10 @@ func (w *World) command(f []string) error {
 		h.slow = d
 	case "refuse":
 		h.refuses = w.now + d
+	case "full":
+		s := h.store
+		s.full = true
+		w.after(d, func() { s.full = false })
 	case "fail":
 		h.fails = true
 	case "roll":

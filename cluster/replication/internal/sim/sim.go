@@ -99,6 +99,7 @@ type World struct {
 	silent  time.Duration
 	syncs   [2]time.Duration
 	large   bool // no checks on the way
+	audits  bool // replicas compare sums
 	arrived func(replication.Key)
 }
 

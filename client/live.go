@@ -30,7 +30,7 @@ type watch struct {
 	last   kindID // the one that most records have is found without a map
 	latest kind
 	lists  []*revocation.Names // that registrations are indexed by, or are about to be
-	byText map[string]int      // names to their place in lists
+	byText map[string]int      // the number of a key and names to their place in lists
 	heads  map[uint64]*head
 	all    []*registration // in any order
 	due    []*head         // that records have come for
@@ -44,6 +44,7 @@ type watch struct {
 type kindID struct {
 	shape revocation.ShapeID
 	class revocation.Class
+	key   uint8 // the number of the fingerprint key
 }
 
 type kind struct {
@@ -92,10 +93,13 @@ func (w *watch) init() {
 func (c *Client) OnRevoked(claims *revocation.Claims, fn func(revocation.Verdict)) (stop func()) {
 	w := &c.watch
 	r := &registration{claims: claims, fn: fn}
-	shapes := c.held.Load().table.Shapes()
+	table := c.held.Load().table
+	shapes, ring := table.Shapes(), table.Ring()
 	w.mu.Lock()
 	for i := range shapes {
-		w.listOf(c.key, &shapes[i])
+		for _, k := range ring.Keys() {
+			w.listOf(ring, k.Number, &shapes[i])
+		}
 	}
 	w.index(r)
 	r.index = len(w.all)
@@ -122,7 +126,7 @@ func (c *Client) changed(records []replication.Record) {
 	defer w.mu.Unlock()
 	for i := range records {
 		rec := &records[i]
-		id := kindID{revocation.ShapeID(binary.BigEndian.Uint64(rec[24:32])), revocation.Class(rec[36])}
+		id := kindID{revocation.ShapeID(binary.BigEndian.Uint64(rec[24:32])), revocation.Class(rec[36]), rec[39]}
 		if !id.class.Revokes() {
 			continue
 		}
@@ -156,11 +160,12 @@ func (w *watch) kind(c *Client, id kindID) kind {
 	if k, ok := w.kinds[id]; ok {
 		return k
 	}
-	shape, ok := c.held.Load().table.Shape(id.shape)
+	table := c.held.Load().table
+	shape, ok := table.Shape(id.shape)
 	if !ok {
 		return kind{list: -1}
 	}
-	k := kind{list: w.listOf(c.key, &shape), tweak: shape.Tweak(id.class)}
+	k := kind{list: w.listOf(table.Ring(), id.key, &shape), tweak: shape.Tweak(id.class)}
 	if len(w.kinds) < 4*maxLists {
 		w.kinds[id] = k
 	}
@@ -169,16 +174,17 @@ func (w *watch) kind(c *Client, id kindID) kind {
 
 // listOf returns the place of a shape's names among the lists. A new list is one that registrations are not indexed by yet: they are, and are checked,
 // before long. mu is held.
-func (w *watch) listOf(key revocation.Key, s *revocation.Shape) int {
-	text := strings.Join(s.Names, "\x00")
+func (w *watch) listOf(ring revocation.Ring, key uint8, s *revocation.Shape) int {
+	text := string(rune(key)) + "\x00" + strings.Join(s.Names, "\x00")
 	if i, ok := w.byText[text]; ok {
 		return i
 	}
-	if len(w.lists) >= maxLists {
+	names, ok := ring.Names(*s, key)
+	if !ok || len(w.lists) >= maxLists {
 		return -1
 	}
 	i := len(w.lists)
-	w.lists = append(w.lists, key.Names(*s))
+	w.lists = append(w.lists, names)
 	w.byText[text] = i
 	w.sweep = w.sweep || len(w.all) > 0
 	return i

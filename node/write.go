@@ -233,6 +233,7 @@ type written struct {
 type blocked struct {
 	request int // its place in the call
 	record  revocation.Record
+	twin    revocation.Record // the same under the other fingerprint key; see revocation.Table.Twin
 }
 
 // write is the order of a write, on one screen.
@@ -303,8 +304,14 @@ func (n *Node) superseded(done written) (lost []blocked) {
 		return nil
 	}
 	for _, b := range done.blocks {
-		if held, _, ok := n.table.Held(b.record, n.Now()); ok && held.Class != b.record.Class && held.Value >= b.record.Value {
-			lost = append(lost, b)
+		for _, r := range [2]revocation.Record{b.record, b.twin} {
+			if r.Class == 0 {
+				continue
+			}
+			if held, _, ok := n.table.Held(r, n.Now()); ok && held.Class != b.record.Class && held.Value >= b.record.Value {
+				lost = append(lost, b)
+				break
+			}
 		}
 	}
 	return lost
@@ -404,15 +411,26 @@ func (w *writing) add(request int, plan revocation.Plan, records []revocation.Re
 		return Result{Err: err}
 	}
 	covered := true
+	var twin revocation.Record // of the last one
 	for i, rec := range records {
+		var twins bool
+		twin, twins = n.table.Twin(plan.Revocations[i], now)
 		if rec.Class == revocation.ClassBlock || rec.Class == revocation.ClassUnblock {
 			var err error
-			if rec, err = n.stamp(rec, w.entries, now, reading.Wall.UnixMilli()); err != nil {
+			if rec, err = n.stamp(rec, twin, w.entries, now, reading.Wall.UnixMilli()); err != nil {
 				return refused(err)
 			}
 		}
 		held, dot, ok := n.table.Held(rec, now)
-		covered = covered && ok && dot != 0 && revocation.Covers(held, rec)
+		covers := ok && dot != 0 && revocation.Covers(held, rec)
+		if !covers && twins {
+			like := rec
+			like.Fingerprint, like.Flags = twin.Fingerprint, twin.Flags
+			if other, otherDot, ok := n.table.Held(like, now); ok && otherDot != 0 && revocation.Covers(other, like) {
+				covers, dot = true, otherDot
+			}
+		}
+		covered = covered && covers
 		w.covering = append(w.covering, replication.Dot(dot))
 		w.entries = append(w.entries, entry{record: rec, shape: plan.Revocations[i].Shape})
 	}
@@ -426,7 +444,7 @@ func (w *writing) add(request int, plan revocation.Plan, records []revocation.Re
 	}
 	if main.record.Class == revocation.ClassBlock || main.record.Class == revocation.ClassUnblock {
 		w.blocks = slices.DeleteFunc(w.blocks, func(b blocked) bool { return b.record.Fingerprint == main.record.Fingerprint })
-		w.blocks = append(w.blocks, blocked{request, main.record})
+		w.blocks = append(w.blocks, blocked{request, main.record, twin})
 	}
 	if covered {
 		shape := main.shape // its place is the next one's
@@ -453,13 +471,13 @@ func (w *writing) add(request int, plan revocation.Plan, records []revocation.Re
 }
 
 // stamp raises the stamp of a block or unblock above the one held and above those earlier in the same call.
-func (n *Node) stamp(r revocation.Record, earlier []entry, now, wall int64) (revocation.Record, error) {
+func (n *Node) stamp(r, twin revocation.Record, earlier []entry, now, wall int64) (revocation.Record, error) {
 	for _, e := range earlier {
 		if e.record.Fingerprint == r.Fingerprint && e.record.Value >= r.Value {
 			r.Value = e.record.Value + 1
 		}
 	}
-	return n.table.Stamp(r, now, wall)
+	return n.table.Stamp(r, twin, now, wall)
 }
 
 // admit refuses what the table would refuse after it has been written to disk. It may refuse a little early: records that

@@ -36,7 +36,7 @@ func benchTable(b *testing.B, n, shapes int) *Table {
 			b.Fatal(err)
 		}
 		for _, r := range p.Revocations {
-			rec := t.Key().Record(r)
+			rec := t.Record(r)
 			if _, err := t.Define(r.Shape, rec.ExpiresAt, benchNow, true); err != nil {
 				b.Fatal(err)
 			}
@@ -110,7 +110,7 @@ func BenchmarkNegative(b *testing.B) {
 	tokens := benchTokens(b, 1<<15)
 	benchSizes(b, func(b *testing.B, n int) {
 		t := benchTable(b, n, 1)
-		start := t.Key().start([]string{"iss", "jti"})
+		start := (Key{1, 2, 3}).start([]string{"iss", "jti"})
 		tweak := tweak(Shape{Names: []string{"iss", "jti"}}, ClassDeny)
 		now := unixSeconds(benchNow)
 		has := func(c *Claims) bool {
@@ -193,6 +193,43 @@ func BenchmarkCheck(b *testing.B) {
 			})
 		}
 	})
+}
+
+// BenchmarkCheckTwoKeys is a check of a whole token with six live shapes, of which there are records under one key, or under both.
+func BenchmarkCheckTwoKeys(b *testing.B) {
+	tokens := benchTokens(b, 1<<15)
+	for _, both := range []string{"one", "second-without-records", "both"} {
+		t := benchTable(b, 100_000, 6)
+		if both != "one" {
+			ring, err := t.Ring().Add(Key{4, 5, 6})
+			if err == nil {
+				err = t.SetRing(ring, benchNow)
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			if both == "both" {
+				for _, l := range t.LiveClasses(benchNow) {
+					l.Key = 1
+					if err := t.Await(l, benchNow); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		}
+		b.Run(both, func(b *testing.B) {
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				c := tokens[i&(len(tokens)-1)]
+				sink += touch(tokens[(i+8)&(len(tokens)-1)])
+				if v := t.Check(c, benchNow); v.Status != Active {
+					b.Fatal(v.Status, v.Cause)
+				}
+				i++
+			}
+		})
+	}
 }
 
 // BenchmarkCheckUnderWrites is a check of a token, of which nothing is revoked or its jti, while records are merged at a rate, expire, are swept, and

@@ -98,7 +98,7 @@ func (p *Pending) hash() {
 				if p.n == maxPending {
 					return
 				}
-				if p.used == MaxProbes {
+				if p.used == p.view.maxProbes {
 					p.cause, p.done = CauseProbes, true
 					return
 				}
@@ -187,9 +187,17 @@ func (p *Pending) judge(it ttlstore.Item, q asked) (Rule, bool) {
 	r := p.table.unpack(it, s)
 	switch effect(r, s, p.claims, p.now) {
 	case effectRevokes:
-		if r.Class != ClassIssuedBefore || !p.table.kept(s, p.claims, q.elem, r.Value, p.now) {
-			return r.rule(s), true
+		switch r.Class {
+		case ClassIssuedBefore:
+			if p.table.kept(s, p.claims, q.elem, r.Value, p.now) {
+				return Rule{}, false
+			}
+		case ClassBlock:
+			if p.table.outranked(r, s, q.entry.slot, p.claims, q.elem, p.now) {
+				return Rule{}, false
+			}
 		}
+		return r.rule(s), true
 	case effectUnknown:
 		p.cause = CauseClass
 	}
@@ -241,15 +249,20 @@ func effect(r Record, s *shape, c *Claims, now uint32) effectKind {
 // (those of array element elem), by a request whose cutoff was not lower.
 func (t *Table) kept(s *shape, c *Claims, elem int32, threshold int64, now uint32) bool {
 	for _, k := range s.keeps {
-		if k.horizon.Load() >= now && t.keepCovers(k, c, elem, threshold, now) {
-			return true
+		if k.horizon.Load() < now {
+			continue
+		}
+		for i := range k.classes { // of each key
+			if e := &k.classes[i]; e.class == ClassKeep && e.horizon.Load() >= now && t.keepCovers(k, e, c, elem, threshold, now) {
+				return true
+			}
 		}
 	}
 	return false
 }
 
-func (t *Table) keepCovers(k *shape, c *Claims, elem int32, threshold int64, now uint32) bool {
-	f, ok := k.keepOf(c, elem)
+func (t *Table) keepCovers(k *shape, e *classEntry, c *Claims, elem int32, threshold int64, now uint32) bool {
+	f, ok := k.fingerprint(e, c, elem)
 	if !ok {
 		return false
 	}
@@ -257,25 +270,22 @@ func (t *Table) keepCovers(k *shape, c *Claims, elem int32, threshold int64, now
 	return ok && int64(it.Data[0]) >= threshold
 }
 
-// keepOf returns the fingerprint of a keep of shape k for a token; false if there can be none.
-func (k *shape) keepOf(c *Claims, elem int32) (Fingerprint, bool) {
-	e := k.entry(ClassKeep)
-	if e == nil { // the shape is announced, and no record has come yet
-		return Fingerprint{}, false
+// outranked reports whether a block has been followed by a block or unblock of the same match under the other key, which decides.
+func (t *Table) outranked(r Record, s *shape, slot uint8, c *Claims, elem int32, now uint32) bool {
+	e := s.otherLive(ClassBlock, slot, now)
+	if e == nil {
+		return false
 	}
-	var room [maxShapeNames]*Value
-	values := room[:len(k.names)]
-	for i := range values {
-		v := c.value(&k.names[i])
-		if v.kind == KindArray && k.inCutoff[i] {
-			v = &c.elements(v)[elem]
-		}
-		if !v.scalar() {
-			return Fingerprint{}, false // an exemption that cannot be judged is none
-		}
-		values[i] = v
+	f, ok := s.fingerprint(e, c, elem)
+	if !ok {
+		return false
 	}
-	return k.start.hash(values).xor(e.tweak), true
+	it, ok := t.store.Lookup(f.key(), now)
+	if !ok {
+		return false
+	}
+	later := t.unpack(it, s)
+	return later.Value > r.Value && effect(later, s, c, now) == effectNone
 }
 
 // lifetimeCause says whether records about the token may be gone already: it lives longer than its issuer's

@@ -21,6 +21,8 @@ var (
 	ErrShapeConflict = errors.New("shape id names another shape")
 	// ErrRecord: bytes are not a record.
 	ErrRecord = errors.New("malformed record")
+	// ErrKey: a record was made under a key that the ring in force does not have, or a ring is none, or does not follow from the one in force.
+	ErrKey = errors.New("fingerprint key is not in the ring")
 )
 
 // FieldError says which field of a request was refused, what kind of value it had and which

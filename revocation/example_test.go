@@ -23,7 +23,7 @@ func Example() {
 		panic(err)
 	}
 	for _, r := range plan.Revocations {
-		record := table.Key().Record(r)
+		record := table.Record(r)
 		if _, err := table.Define(r.Shape, r.ExpiresAt, now, true); err != nil {
 			panic(err)
 		}

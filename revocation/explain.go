@@ -45,7 +45,7 @@ func (t *Table) Explain(c *Claims, now int64) (Verdict, []Step) {
 				if at >= 0 {
 					values[at] = &elems[k]
 				}
-				steps = append(steps, t.explain(step, g.start.hash(values).xor(e.tweak), e.shape, c, int32(k), sec))
+				steps = append(steps, t.explain(step, g.start.hash(values).xor(e.tweak), e, c, int32(k), sec))
 			}
 		}
 	}
@@ -66,7 +66,8 @@ func uncompared(r Record, s *shape, c *Claims) string {
 }
 
 // explain returns step with what was found under a fingerprint.
-func (t *Table) explain(step Step, f Fingerprint, s *shape, c *Claims, elem int32, now uint32) Step {
+func (t *Table) explain(step Step, f Fingerprint, e *entry, c *Claims, elem int32, now uint32) Step {
+	s := e.shape
 	it, ok := t.store.Lookup(ttlstore.Key{Hi: f.Hi, Lo: f.Lo}, now)
 	if !ok {
 		return step
@@ -80,6 +81,9 @@ func (t *Table) explain(step Step, f Fingerprint, s *shape, c *Claims, elem int3
 		step.ComparedClaim = uncompared(r, s, c)
 		if r.Class == ClassIssuedBefore && t.kept(s, c, elem, r.Value, now) {
 			step.Result = "kept"
+		}
+		if r.Class == ClassBlock && t.outranked(r, s, e.slot, c, elem, now) {
+			step.Result = "lifted"
 		}
 	case effectUnknown:
 		step.Result = "unknown_class"

@@ -97,7 +97,7 @@ func TestBlockBehindAFastClock(t *testing.T) {
 	far := fromA.Main()
 	far.Value = now + 61*second
 	put(t, b, far, now)
-	_, err = b.Stamp(testKey.Record(plan.Main()), now, now)
+	_, err = b.Stamp(testKey.Record(plan.Main()), Record{}, now, now)
 	wantField(t, err, "stamp", "out_of_range")
 }
 

@@ -67,7 +67,7 @@ func write(t testing_, table *Table, r Request, now int64) Plan {
 	}
 	for _, rev := range plan.Revocations {
 		if rev.Class == ClassBlock || rev.Class == ClassUnblock {
-			stamped, err := table.Stamp(testKey.Record(rev), now, now)
+			stamped, err := table.Stamp(testKey.Record(rev), Record{}, now, now)
 			if err != nil {
 				t.Fatalf("Stamp: %v", err)
 			}

@@ -123,7 +123,7 @@ type Record struct {
 	ExpiresAt uint32 // Unix seconds: the last second in which a matching token can be alive, or in which a block is in force
 	Class     Class
 	Reason    Reason
-	Flags     uint16 // none defined in this version; kept as they are
+	Flags     uint16 // the lower byte is the number of the key in the [Ring]; of the others none is defined, and they are kept as they are
 }
 
 // AppendBinary appends the [RecordSize] bytes of r. The error is always nil.
@@ -179,6 +179,9 @@ func (r Record) RetainUntil() uint32 {
 	}
 	return r.ExpiresAt
 }
+
+// KeyNumber is the number, in the [Ring], of the key that the record was made under.
+func (r Record) KeyNumber() uint8 { return uint8(r.Flags) }
 
 func (r Record) valid() error {
 	switch {

@@ -39,6 +39,13 @@ func (t *Table) CheckWith(c *Claims, now int64, rest Rest) Verdict {
 				doubt = doubt || holding == Doubtful
 			case effectRevokes:
 				certain := holding != Doubtful || r.Class != ClassBlock
+				if r.Class == ClassBlock {
+					outranked, sure := t.outrankedWith(r, s, q.entry.slot, c, q.elem, p.now, rest)
+					if outranked {
+						continue
+					}
+					certain = certain && sure
+				}
 				if r.Class == ClassIssuedBefore {
 					kept, sure := t.keptWith(s, c, q.elem, r.Value, p.now, rest)
 					if kept && sure && holding != Doubtful {
@@ -93,23 +100,46 @@ func (t *Table) keptWith(s *shape, c *Claims, elem int32, threshold int64, now u
 		if k.horizon.Load() < now {
 			continue
 		}
-		f, ok := k.keepOf(c, elem)
-		if !ok {
-			continue
+		for i := range k.classes { // of each key
+			e := &k.classes[i]
+			if e.class != ClassKeep || e.horizon.Load() < now {
+				continue
+			}
+			f, ok := k.fingerprint(e, c, elem)
+			if !ok {
+				continue
+			}
+			r, holding := t.joined(f, k, ClassKeep, now, rest)
+			if r.Class == ClassKeep && r.Value >= threshold {
+				return true, true
+			}
+			sure = sure && holding != Doubtful
 		}
-		r, holding := t.joined(f, k, ClassKeep, now, rest)
-		if r.Class == ClassKeep && r.Value >= threshold {
-			return true, true
-		}
-		sure = sure && holding != Doubtful
 	}
 	return false, sure
+}
+
+// outrankedWith is outranked for records that are held in two places. If sure is false, there may be something under the other key that outranks it.
+func (t *Table) outrankedWith(r Record, s *shape, slot uint8, c *Claims, elem int32, now uint32, rest Rest) (outranked, sure bool) {
+	e := s.otherLive(ClassBlock, slot, now)
+	if e == nil {
+		return false, true
+	}
+	f, ok := s.fingerprint(e, c, elem)
+	if !ok {
+		return false, true
+	}
+	later, holding := t.joined(f, s, ClassBlock, now, rest)
+	// What is in doubt about a later block is asked for by its own probe.
+	outranked = later.Class != 0 && later.Value > r.Value && effect(later, s, c, now) == effectNone
+	return outranked, holding != Doubtful
 }
 
 // LiveClass says until when there may be records of a class, or of those that contend with it for a key, in a shape.
 type LiveClass struct {
 	Shape Shape
 	Class Class
+	Key   uint8  // the number of the key
 	Until uint32 // Unix seconds, slack included
 }
 
@@ -117,10 +147,11 @@ type LiveClass struct {
 func (t *Table) LiveClasses(now int64) []LiveClass {
 	sec := unixSeconds(now)
 	var list []LiveClass
-	for _, s := range t.view.Load().shapes {
+	v := t.view.Load()
+	for _, s := range v.shapes {
 		for _, e := range s.classes {
 			if until := e.horizon.Load(); until >= sec {
-				list = append(list, LiveClass{s.Shape, e.class, until})
+				list = append(list, LiveClass{s.Shape, e.class, v.ring.keys[e.slot].number, until})
 			}
 		}
 	}
@@ -131,20 +162,22 @@ func (t *Table) LiveClasses(now int64) []LiveClass {
 func (t *Table) Keeps(now int64) bool {
 	sec := unixSeconds(now)
 	for _, s := range t.view.Load().shapes {
-		if e := s.entry(ClassKeep); e != nil && e.horizon.Load() >= sec {
-			return true
+		for _, e := range s.classes {
+			if e.class == ClassKeep && e.horizon.Load() >= sec {
+				return true
+			}
 		}
 	}
 	return false
 }
 
 // Await makes checks look for what somebody else holds records of. Errors are those of [Table.Define], and match [ErrRecord] for a class that the shape
-// cannot have.
+// cannot have, and [ErrKey].
 func (t *Table) Await(l LiveClass, now int64) error {
 	if _, err := t.Define(l.Shape, min(l.Until, maxExpiresAt), now, false); err != nil {
 		return err
 	}
-	_, err := t.activate(Record{Shape: l.Shape.ID(), Class: l.Class}, l.Until)
+	_, err := t.activate(Record{Shape: l.Shape.ID(), Class: l.Class, Flags: uint16(l.Key)}, l.Until)
 	return err
 }
 

@@ -1,15 +1,18 @@
 package revocation
 
 // Names finds, for tokens, what records over one list of claim names have in their fingerprints: so that whoever holds many tokens learns which of
-// them a record concerns without looking at each. Create it with [Key.Names]. It is immutable.
+// them a record concerns without looking at each. Create it with [Ring.Names]. It is immutable.
 type Names struct {
 	group group
 }
 
-// Names returns a finder for the names of a shape.
-func (k Key) Names(s Shape) *Names {
-	made := &shape{Shape: s, start: k.start(s.Names), names: newClaimNames(s.Names)}
-	return &Names{newGroup(made, 0)}
+// Names returns a finder for the names of a shape in records under a key; false if the ring has no key with that number.
+func (r Ring) Names(s Shape, number uint8) (*Names, bool) {
+	if !r.has(number) {
+		return nil, false
+	}
+	made := &shape{Shape: s, starts: r.starts(s.Names), names: newClaimNames(s.Names)}
+	return &Names{newGroup(made, number&1, 0)}, true
 }
 
 // AppendBases appends the bases of a token: one for each value of an array, none if the token lacks one of the claims or has one that cannot be compared.

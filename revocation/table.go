@@ -18,7 +18,8 @@ const DefaultSlack = 10 * time.Minute
 
 // TableConfig configures a [Table]. Zero fields mean the defaults.
 type TableConfig struct {
-	Key    Key
+	Key    Key             // of a cluster that has never had another one
+	Ring   Ring            // the keys; the zero Ring: only Key
 	Slack  time.Duration   // default 10 min
 	Store  ttlstore.Config // limits and memory
 	Policy Policy
@@ -26,7 +27,6 @@ type TableConfig struct {
 
 // Table holds the live records of a replica and answers checks. Create it with [NewTable].
 type Table struct {
-	key    Key
 	slack  uint32 // seconds
 	store  *ttlstore.Store
 	policy atomic.Pointer[Policy]
@@ -54,17 +54,79 @@ func NewTable(cfg TableConfig) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Table{key: cfg.Key, slack: uint32((cfg.Slack + time.Second - 1) / time.Second), store: store}
+	if cfg.Ring == (Ring{}) {
+		cfg.Ring = NewRing(cfg.Key)
+	}
+	t := &Table{slack: uint32((cfg.Slack + time.Second - 1) / time.Second), store: store}
 	t.policy.Store(&cfg.Policy)
-	t.view.Store(newView(nil))
+	t.view.Store(newView(cfg.Ring, nil))
 	return t, nil
 }
 
 // Close frees the table's memory. Nobody may use the table any more.
 func (t *Table) Close() error { return t.store.Close() }
 
-// Key returns the fingerprint key.
-func (t *Table) Key() Key { return t.key }
+// Ring returns the keys in force.
+func (t *Table) Ring() Ring { return t.view.Load().ring }
+
+// Retire makes sure that no record is live, nor will be, of a key that next lacks: from when it returns nil they are refused with [ErrKey], until [Table.SetRing] puts next in
+// force. If there may be live records of it, or next is not larger than the ring in force, the error matches [ErrKey] and nothing has changed. now is guarded time in milliseconds.
+//
+// Whoever keeps the ring on disk writes it between the two: before, records of a key that goes could still be stored, and afterwards those of a key that comes.
+func (t *Table) Retire(next Ring, now int64) error {
+	sec := unixSeconds(now)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.view.Load()
+	if next.name != old.ring.name || next.Compare(old.ring) <= 0 {
+		return fmt.Errorf("%w: %s does not follow %s", ErrKey, next, old.ring)
+	}
+	retired := old.retired
+	for _, k := range old.ring.Keys() {
+		if next.Has(k.Number, k.ID) {
+			continue
+		}
+		if until := old.liveUntil(k.Number & 1); until >= sec {
+			return fmt.Errorf("%w: there are records of key %s for %d s", ErrKey, k.ID, until-sec+1)
+		}
+		retired[k.Number&1] = true
+	}
+	if retired != old.retired {
+		v := *old
+		v.retired = retired
+		t.view.Store(&v)
+	}
+	return nil
+}
+
+// SetRing puts a ring in force: it retires what that lacks and makes records of its other keys welcome. Errors are those of [Table.Retire]. Checks that
+// have begun go on under the ring before.
+func (t *Table) SetRing(next Ring, now int64) error {
+	if err := t.Retire(next, now); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.view.Load()
+	shapes := slices.Clone(old.shapes)
+	for i, s := range shapes {
+		made := *s
+		made.starts = next.starts(s.Names)
+		made.classes = slices.DeleteFunc(slices.Clone(s.classes), func(e classEntry) bool { return next.keys[e.slot] != old.ring.keys[e.slot] })
+		shapes[i] = &made
+	}
+	t.view.Store(newView(next, shapes))
+	return nil
+}
+
+// LiveUntil returns until which second, in Unix time, there may be records of a key; 0: there have been none.
+func (t *Table) LiveUntil(number uint8) uint32 {
+	v := t.view.Load()
+	if !v.ring.has(number) {
+		return 0
+	}
+	return v.liveUntil(number & 1)
+}
 
 // Policy returns the policy in force; it is not to be changed.
 func (t *Table) Policy() *Policy { return t.policy.Load() }
@@ -123,7 +185,7 @@ func (t *Table) Define(s Shape, until uint32, now int64, limited bool) (created 
 	}
 	t.nextIndex++
 	made := &shape{
-		Shape: s, id: id, text: s.String(), index: t.nextIndex, start: t.key.start(s.Names), horizon: t.newHorizon(deadline),
+		Shape: s, id: id, text: s.String(), index: t.nextIndex, starts: old.ring.starts(s.Names), horizon: t.newHorizon(deadline),
 		names: newClaimNames(s.Names), compared: newClaimName(s.Compared),
 	}
 	for _, n := range s.Names {
@@ -159,28 +221,53 @@ func (t *Table) newHorizon(until uint32) *atomic.Uint32 {
 	return h
 }
 
-// Record is [Key.Record], and quicker where the table knows the shape.
+// Record is [Ring.Record] of the ring in force, and quicker where the table knows the shape.
 func (t *Table) Record(r Revocation) Record {
-	s := t.view.Load().find(r.Shape)
+	v := t.view.Load()
+	s := v.find(r.Shape)
 	if s == nil {
-		return t.key.Record(r)
+		return v.ring.Record(r)
 	}
-	e := s.entry(r.Class.group())
+	e := s.entry(r.Class.group(), v.ring.primary&1)
 	if e == nil {
-		return t.key.Record(r)
+		return v.ring.Record(r)
 	}
+	return s.record(r, e, v.ring.primary)
+}
+
+func (s *shape) record(r Revocation, e *classEntry, number uint8) Record {
 	return Record{
-		Fingerprint: s.start.hash(r.Match.values()).xor(e.tweak),
-		Value:       r.Value, Shape: s.id, ExpiresAt: r.ExpiresAt, Class: r.Class, Reason: r.Reason,
+		Fingerprint: s.starts[e.slot].hash(r.Match.values()).xor(e.tweak),
+		Value:       r.Value, Shape: s.id, ExpiresAt: r.ExpiresAt, Class: r.Class, Reason: r.Reason, Flags: writtenFlags | uint16(number),
 	}
+}
+
+// Twin returns what [Table.Record] would under the key that is not the primary one; ok is false if nothing that contends with it can be held there.
+func (t *Table) Twin(r Revocation, now int64) (twin Record, ok bool) {
+	v := t.view.Load()
+	other := 1 - v.ring.primary&1
+	if v.ring.keys[other].key == (Key{}) {
+		return Record{}, false
+	}
+	s := v.find(r.Shape)
+	if s == nil {
+		return Record{}, false
+	}
+	e := s.otherLive(r.Class.group(), 1-other, unixSeconds(now))
+	if e == nil {
+		return Record{}, false
+	}
+	return s.record(r, e, v.ring.keys[other].number), true
 }
 
 // activate makes sure that checks look for records of r's shape and class up to a deadline. It
 // returns before the record is stored: no check may skip it.
 func (t *Table) activate(r Record, deadline uint32) (*shape, error) {
+	number := r.KeyNumber()
 	t.mu.RLock()
-	s := t.view.Load().byID[r.Shape]
-	active := s != nil && s.raise(r.Class, deadline)
+	v := t.view.Load()
+	s := v.byID[r.Shape]
+	active := s != nil && v.accepts(number) && s.raise(r.Class, number&1, deadline)
 	t.mu.RUnlock()
 	if active {
 		return s, nil
@@ -189,17 +276,19 @@ func (t *Table) activate(r Record, deadline uint32) (*shape, error) {
 	defer t.mu.Unlock()
 	old := t.view.Load()
 	switch s = old.byID[r.Shape]; {
+	case !old.accepts(number):
+		return nil, fmt.Errorf("%w: key number %d", ErrKey, number)
 	case s == nil:
 		return nil, ErrUnknownShape
 	case !s.fits(r.Class):
 		return nil, fmt.Errorf("%w: class %s in shape %s", ErrRecord, r.Class, s.text)
-	case s.raise(r.Class, deadline): // another writer was here first
+	case s.raise(r.Class, number&1, deadline): // another writer was here first
 		return s, nil
 	}
 	raise(s.horizon, deadline)
 	group := r.Class.group()
 	made := *s
-	made.classes = append(slices.Clone(s.classes), classEntry{group, tweak(s.Shape, group), t.newHorizon(deadline)})
+	made.classes = append(slices.Clone(s.classes), classEntry{group, number & 1, tweak(s.Shape, group), t.newHorizon(deadline)})
 	next := old.with(&made)
 	t.view.Store(next)
 	return next.byID[r.Shape], nil
@@ -245,7 +334,7 @@ func (t *Table) Ahead(list []Fingerprint) {
 // Merge joins a record into the table; dot is its number, kept beside it and given back with it; 0 is none. The record is
 // found by every check that begins after Merge has returned. A record whose retention has passed
 // changes nothing. For limited callers the store's limit is lowered by its reserve. Errors match
-// [ErrFull], [ErrUnknownShape], [ErrRecord]. now is guarded time in milliseconds.
+// [ErrFull], [ErrUnknownShape], [ErrRecord], [ErrKey]. now is guarded time in milliseconds.
 func (t *Table) Merge(r Record, dot uint64, now int64, limited bool) (Delta, error) {
 	if err := r.valid(); err != nil {
 		return Delta{}, err
@@ -265,9 +354,9 @@ func (t *Table) Merge(r Record, dot uint64, now int64, limited bool) (Delta, err
 		d = Delta{Changed: true, Record: r, Dot: dot}
 		if ok {
 			held := t.unpack(old, s)
-			if held.Class.group() != r.Class.group() || uint32(old.Data[2]>>32) != s.index {
+			if held.Class.group() != r.Class.group() || uint32(old.Data[2]>>32) != s.index || held.KeyNumber() != r.KeyNumber() {
 				// Shape and class are part of the fingerprint, so only a forged record comes here.
-				refused = fmt.Errorf("%w: fingerprint of another class or shape", ErrRecord)
+				refused = fmt.Errorf("%w: fingerprint of another class, shape or key", ErrRecord)
 				return old, false
 			}
 			joined := Join(held, r)
@@ -358,10 +447,13 @@ func (t *Table) Held(r Record, now int64) (held Record, dot uint64, ok bool) {
 }
 
 // Stamp raises the stamp of a block or unblock above the one held, so that the later call wins whatever
-// the clocks say. A stamp that would lie more than [MaxAheadAbsolute] ahead of wall (Unix milliseconds) is refused with a *FieldError.
-func (t *Table) Stamp(r Record, now, wall int64) (Record, error) {
-	held, _, ok := t.Held(r, now)
-	if !ok || held.Value < r.Value {
+// the clocks say; twin is the same under the other key, the zero Record if there is none. A stamp that would lie more than [MaxAheadAbsolute] ahead of wall (Unix milliseconds) is refused with a *FieldError.
+func (t *Table) Stamp(r, twin Record, now, wall int64) (Record, error) {
+	held, _, _ := t.Held(r, now)
+	if other, _, ok := t.Held(twin, now); ok && twin.Class != 0 {
+		held.Value = max(held.Value, other.Value)
+	}
+	if held.Value < r.Value {
 		return r, nil
 	}
 	r.Value = held.Value + 1
@@ -461,7 +553,9 @@ func (t *Table) Sweep(now int64) ttlstore.SweepStats {
 	old := t.view.Load()
 	live := slices.DeleteFunc(slices.Clone(old.shapes), func(s *shape) bool { return addSat(s.horizon.Load(), forgetShapes) < sec })
 	if len(live) < len(old.shapes) {
-		t.view.Store(newView(live))
+		v := newView(old.ring, live)
+		v.retired = old.retired
+		t.view.Store(v)
 	}
 	return stats
 }

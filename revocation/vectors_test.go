@@ -130,7 +130,7 @@ func vectorWrite(t *testing.T, out *bytes.Buffer, where string, table *Table, te
 		return
 	}
 	for _, rev := range plan.Revocations {
-		record, err := table.Stamp(testKey.Record(rev), now, now)
+		record, err := table.Stamp(testKey.Record(rev), Record{}, now, now)
 		if err != nil {
 			t.Fatalf("%s: %v", where, err)
 		}

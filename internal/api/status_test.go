@@ -25,6 +25,7 @@ import (
 // Sentinels that callers of the API cannot meet, each with the reason.
 var unreachable = map[string]string{
 	"revocation.ErrInvalid":       "is a FieldError, which says more",
+	"revocation.ErrKey":           "of records that peers and the journal bring, and of keys that a node or client cannot take yet",
 	"revocation.ErrRecord":        "of bytes that peers and the journal bring",
 	"revocation.ErrUnknownShape":  "of records that peers and the journal bring",
 	"revocation.ErrShapeConflict": "of records that peers and the journal bring",

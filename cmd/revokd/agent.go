@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,8 +33,8 @@ func (c *cli) agentCommand() *cobra.Command {
 		Use:   "agent",
 		Short: "Run a node",
 		Long: `Run a node until SIGINT or SIGTERM; a second signal ends it at once. It is no longer ready from then on, lets what it has accepted finish, writes
-what is left to disk and says good-bye to the others. SIGHUP makes it read --issuers, the files of TLS and
-the --log-level of --config anew, all of them or none.
+what is left to disk and says good-bye to the others. SIGHUP makes it read --issuers, --credentials, the files of TLS and
+the --log-level and rates of --config anew, all of them or none.
 
 With --dev nothing needs to be configured: the node makes its keys and an issuer whose tokens "revokd dev token"
 mints, and keeps them and every revocation in the data directory. Without it --issuers says who issues the tokens and
@@ -63,7 +64,7 @@ environment, that over the file. "revokd config" checks and prints what comes of
 		signal.Notify(reload, syscall.SIGHUP)
 		defer signal.Stop(reload)
 		cfg.Reload = reload
-		cfg.Reread = func() (func(), error) { return a.reread(c) }
+		cfg.Reread = func() (app.Rates, func(), error) { return a.reread(c) }
 		return app.Agent(cmd.Context(), cfg)
 	}
 	return cmd
@@ -149,8 +150,11 @@ func (a *agentSettings) config(cmd *cobra.Command, c *cli) (cfg app.AgentConfig,
 	return cfg, nil
 }
 
-// reread takes flags, environment and file again. Of what has changed in the file apply takes the levels of the log; the rest needs a restart, which it says.
-func (a *agentSettings) reread(c *cli) (apply func(), err error) {
+// reloadable are the settings that are taken from the file of --config at SIGHUP.
+var reloadable = []string{"log-level", "writer-rate", "bulk-rate", "issuer-rate"}
+
+// reread takes flags, environment and file again. Of what has changed in the file the rates and, by apply, the levels of the log are taken; the rest needs a restart, which it says.
+func (a *agentSettings) reread(c *cli) (rates app.Rates, apply func(), err error) {
 	again := &cobra.Command{}
 	next := c.agentFlags(again)
 	for _, f := range a.settings.flags {
@@ -163,20 +167,20 @@ func (a *agentSettings) reread(c *cli) (apply func(), err error) {
 		}
 		for _, v := range values {
 			if err := again.Flags().Set(f.Name, v); err != nil {
-				return nil, fmt.Errorf("--%s: %w", f.Name, err)
+				return rates, nil, fmt.Errorf("--%s: %w", f.Name, err)
 			}
 		}
 	}
 	if err := next.settings.resolve(again, c.environ); err != nil {
-		return nil, err
+		return rates, nil, err
 	}
 	var restart []string
 	for _, f := range a.settings.flags {
-		if f.Name != "log-level" && f.Value.String() != again.Flag(f.Name).Value.String() {
+		if !slices.Contains(reloadable, f.Name) && f.Value.String() != again.Flag(f.Name).Value.String() {
 			restart = append(restart, f.Name)
 		}
 	}
-	return func() {
+	return next.cfg.Rates, func() {
 		a.logs.set(next.levels)
 		if len(restart) > 0 {
 			a.logs.root.Warn("changed in the file, but in force only after a restart", "settings", strings.Join(restart, ","))

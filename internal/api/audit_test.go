@@ -263,6 +263,9 @@ func TestAuditThatFails(t *testing.T) {
 		disk.on.Store(true)
 		for i := 1; i <= 2; i++ {
 			r := f.post("Revoke", fmt.Sprintf(body, i))
+			if _, page := f.get("/readyz"); strings.Contains(page, "the audit cannot be written") == goOn {
+				t.Errorf("%t: %d: /readyz: %s", goOn, i, page)
+			}
 			if goOn != (r.code == "ok") || !goOn && r.detail.GetKind() != "audit" {
 				t.Errorf("%t: %d: %+v", goOn, i, r)
 			}
@@ -282,6 +285,9 @@ func TestAuditThatFails(t *testing.T) {
 		}
 		disk.on.Store(false)
 		eventually(t, "the audit goes on", func() bool { return f.server.cfg.Audit.Failed() == nil })
+		if res, page := f.get("/readyz"); res.StatusCode != 200 {
+			t.Errorf("%t: at the end: %s", goOn, page)
+		}
 		if r := f.post("Revoke", fmt.Sprintf(body, 3)); r.code != "ok" {
 			t.Errorf("%+v", r)
 		}

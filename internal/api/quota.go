@@ -31,6 +31,13 @@ type tooFast struct{ wait time.Duration }
 func (e *tooFast) Error() string { return errRate.Error() }
 func (e *tooFast) Unwrap() error { return errRate }
 
+// SetRates puts other rates in force than those of [Limits]; 0 is the default. What was written counts against the new ones.
+func (s *Server) SetRates(writer, bulk, issuer int) {
+	l := Limits{WriterRate: writer, BulkRate: bulk, IssuerRate: issuer}
+	l.defaults()
+	s.rates.Store(&l)
+}
+
 // charge takes requests off the budgets of their writer and issuers, or returns an error that says when to come again. A stream waits instead, as its
 // sender does then.
 func (s *Server) charge(ctx context.Context, requests []revocation.Request) error {
@@ -39,9 +46,10 @@ func (s *Server) charge(ctx context.Context, requests []revocation.Request) erro
 		return nil
 	}
 	paced := callFrom(ctx).paced
-	perSecond := s.cfg.Limits.WriterRate
+	rates := s.rates.Load()
+	perSecond := rates.WriterRate
 	if paced {
-		perSecond = s.cfg.Limits.BulkRate
+		perSecond = rates.BulkRate
 	}
 	if caller.Rate > 0 {
 		perSecond = caller.Rate
@@ -60,7 +68,7 @@ func (s *Server) charge(ctx context.Context, requests []revocation.Request) erro
 	}
 	for issuer, n := range counts {
 		err := spend(ctx, paced, func() (time.Duration, bool) {
-			return s.budget.issuers.take(issuer, rate.Limit(s.cfg.Limits.IssuerRate), burst(s.cfg.Limits.IssuerRate), n, s.cfg.Now())
+			return s.budget.issuers.take(issuer, rate.Limit(rates.IssuerRate), burst(rates.IssuerRate), n, s.cfg.Now())
 		})
 		if err != nil {
 			return inWhose("match.iss", err)

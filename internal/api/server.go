@@ -161,6 +161,7 @@ type Server struct {
 	lasting     lastingCalls
 	failures    rates[string] // of credentials, by address
 	confirms    confirmations
+	rates       atomic.Pointer[Limits] // of them those of records a second; see SetRates
 	budget      budget
 
 	streams  chan struct{} // a place for each RevokeStream
@@ -188,6 +189,7 @@ func New(cfg Config) (*Server, error) {
 		s.hosts[strings.ToLower(h)] = true
 	}
 	s.credentials.Store(cfg.Credentials)
+	s.rates.Store(&s.cfg.Limits)
 	s.budget.seed = maphash.MakeSeed()
 	s.lasting.calls = map[*lastingCall]struct{}{}
 	s.auditor = newAuditor(&s.cfg)
@@ -307,6 +309,9 @@ func (s *Server) begin() bool {
 // waitingFor is what keeps the node from being ready, the end of this server included.
 func (s *Server) waitingFor() []string {
 	waiting := s.node.Ready()
+	if s.auditor.ready() != nil {
+		waiting = append(waiting, "the audit cannot be written, so changes are refused: the log says why")
+	}
 	select {
 	case <-s.stopping:
 		waiting = append(waiting, "the node is stopping")

@@ -69,8 +69,8 @@ type AgentConfig struct {
 
 	ShutdownDelay time.Duration    // how long the front goes on, not ready, when the agent ends
 	Reload        <-chan os.Signal // each makes the agent read its files anew; nil: never
-	// Reread reads the settings anew at a reload; apply puts in force what can be, once everything else has been taken. nil: there are none.
-	Reread     func() (apply func(), err error)
+	// Reread reads the settings anew at a reload; rates and what apply puts in force are taken with everything else. nil: there are none.
+	Reread     func() (rates Rates, apply func(), err error)
 	Supervisor Supervisor
 
 	Logger hclog.Logger // nil: none

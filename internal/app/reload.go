@@ -11,14 +11,17 @@ import (
 // reloadTimeout bounds how long the disk may take to keep the issuers' settings.
 const reloadTimeout = 30 * time.Second
 
-// reload reads the settings, the file of issuers, that of credentials and those of TLS again, and takes all of them or none.
+// reload reads the settings (of which the rates and levels of the log can change), the file of issuers, that of credentials and those of TLS again, and takes all of them or none.
 func (a *agent) reload(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
 	defer cancel()
-	apply := func() {}
+	rates, apply := a.cfg.Rates, func() {}
 	if a.cfg.Reread != nil {
 		var err error
-		if apply, err = a.cfg.Reread(); err != nil {
+		if rates, apply, err = a.cfg.Reread(); err != nil {
+			return err
+		}
+		if err := rates.validate(); err != nil {
 			return err
 		}
 	}
@@ -44,6 +47,7 @@ func (a *agent) reload(ctx context.Context) error {
 	}
 	a.verifier.Replace(next)
 	a.server.SetCredentials(known)
+	a.server.SetRates(rates.Writer, rates.Bulk, rates.Issuer)
 	apply()
 	if a.tls != nil {
 		// They were good a moment ago; if not any more, whoever follows them says so and tries again.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"connectrpc.com/connect"
 
 	replica "github.com/revokd/revokd/client"
+	"github.com/revokd/revokd/internal/e2e"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 	"github.com/revokd/revokd/revocation"
@@ -315,4 +317,80 @@ func (l *usage) failures() []error {
 	list := l.failed
 	l.failed = nil
 	return list[:min(5, len(list))]
+}
+
+// How much a writer may write in a second is taken from the file at SIGHUP, with everything else that is read then or not at all.
+func TestRatesReload(t *testing.T) {
+	n := newNode(t, "")
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(n.home, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(n.program, "credentials", "new", "--name", "w", "--role", "writer", "--out", "w.token")
+	cmd.Env, cmd.Dir = n.env, n.home
+	entry, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("credentials.yaml", "tokens:\n"+string(entry))
+	put("config.yaml", "writer-rate: 100000\n")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	p, err := e2e.Start(ctx, e2e.Config{
+		Args: []string{n.program, "agent", "--dev", "--api-addr", "127.0.0.1:0", "--credentials", "credentials.yaml", "--config", "config.yaml"}, Env: n.env, Dir: n.home,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Kill)
+	token := strings.TrimSpace(read(t, filepath.Join(n.home, "w.token")))
+	api := revokdv1connect.NewRevocationServiceClient(&http.Client{Transport: bearer{h2c(t).Transport, func() string { return token }}}, p.URL)
+	batch := &revokdv1.RevokeBatchRequest{}
+	for i := range 1000 {
+		batch.Items = append(batch.Items, &revokdv1.RevokeRequest{Target: &revokdv1.RevokeRequest_Match{Match: &revokdv1.Match{Claims: map[string]string{"iss": issuer, "jti": fmt.Sprint(i)}}}})
+	}
+	write := func(what string, want ...connect.Code) {
+		t.Helper()
+		for i, code := range want {
+			if _, err := api.RevokeBatch(ctx, connect.NewRequest(batch)); err == nil && code != 0 || err != nil && connect.CodeOf(err) != code {
+				t.Errorf("%s, batch %d: %v, want code %d", what, i, err, code)
+			}
+		}
+	}
+	hangup := func(want string) {
+		t.Helper()
+		before := strings.Count(p.Stderr(), want)
+		if err := p.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		for strings.Count(p.Stderr(), want) == before {
+			if ctx.Err() != nil {
+				t.Fatalf("no %q; log:\n%s", want, p.Stderr())
+			}
+			time.Sleep(time.Millisecond) // the log comes through a pipe
+		}
+	}
+	write("at the start", 0, 0, 0)
+	put("config.yaml", "writer-rate: 50\n")
+	hangup(": reloaded")
+	write("a lower rate: a whole message at once, and no more", 0, connect.CodeResourceExhausted)
+	put("config.yaml", "writer-rate: 100000\n")
+	put("credentials.yaml", "tokens: [{name: x}]\n")
+	hangup("nothing was reloaded")
+	write("with a file that cannot be used nothing is taken", connect.CodeResourceExhausted)
+	put("credentials.yaml", "tokens:\n"+string(entry))
+	put("config.yaml", "writer-rate: 49\n")
+	hangup("at least 50 records a second")
+	write("nor with a rate that cannot be", connect.CodeResourceExhausted)
+	put("config.yaml", "writer-rate: 100000\n")
+	hangup(": reloaded")
+	// The bucket has been filled at 50 a second until now: what is missing of a message comes in a hundredth of a second, not in twenty.
+	if _, err := api.RevokeBatch(ctx, connect.NewRequest(batch)); err != nil {
+		coded, ok := errors.AsType[*connect.Error](err)
+		if !ok || coded.Code() != connect.CodeResourceExhausted || coded.Meta().Get("Retry-After") != "1" {
+			t.Errorf("the first rate again: %v", err)
+		}
+	}
 }

@@ -172,9 +172,15 @@ func TestSecrets(t *testing.T) {
 	// What an operator sees, and his commands with each credential.
 	admin := []string{"--addr", n.host(), "--tls-ca", s.path("admin/ca.crt"), "--tls-cert", s.path("admin/admin.crt"), "--tls-key", s.path("admin/admin.key")}
 	commands := [][]string{
-		{"status", "--output", "json"}, {"members", "--output", "json"}, {"keys", "list", "--output", "json"}, {"voters", "list", "--output", "json"},
-		{"check", "--token", token("canary-cli")}, {"explain", "--token", token("canary-cli")},
-		{"revoke", "--token", token("canary-cli")}, {"revoke", "--token", "canary"}, {"revoke", "--issuer", issuer, "--subject", "canary-sub", "--dry-run"},
+		{"status", "--output", "json"},
+		{"members", "--output", "json"},
+		{"keys", "list", "--output", "json"},
+		{"voters", "list", "--output", "json"},
+		{"check", "--token", token("canary-cli")},
+		{"explain", "--token", token("canary-cli")},
+		{"revoke", "--token", token("canary-cli")},
+		{"revoke", "--token", "canary"},
+		{"revoke", "--issuer", issuer, "--subject", "canary-sub", "--dry-run"},
 	}
 	for _, args := range commands {
 		for who, flags := range map[string][]string{"certificate": admin, "bearer": {"--addr", n.host(), "--tls-ca", s.path("admin/ca.crt"), "--token-file", s.path("login.token")}} {

@@ -64,7 +64,27 @@ func alerts(t *testing.T) map[string]object {
 	return rules
 }
 
-// TestMonitoring: alerts and dashboard ask for metrics that exist, and the handbook says what each alert means.
+// tested returns the alerts that the cases of promtool see fire, and those that they see not fire.
+func tested(t *testing.T) (fires, quiet map[string]bool) {
+	t.Helper()
+	fires, quiet = map[string]bool{}, map[string]bool{}
+	cases, _ := documents(t, filepath.Join(deployDir, "prometheus", "alerts_test.yml"))[0]["tests"].([]any)
+	for i := range cases {
+		list, _ := at(t, cases, i, "alert_rule_test").([]any)
+		for j := range list {
+			c := at(t, list, j).(object)
+			name := at(t, c, "alertname").(string)
+			if expected, _ := c["exp_alerts"].([]any); len(expected) > 0 {
+				fires[name] = true
+			} else {
+				quiet[name] = true
+			}
+		}
+	}
+	return fires, quiet
+}
+
+// TestMonitoring: alerts and dashboard ask for metrics that exist, the handbook says what each alert means, and each is tested.
 func TestMonitoring(t *testing.T) {
 	known := documented(t)
 	handbook, err := os.ReadFile("../../docs/operations.md")
@@ -72,7 +92,11 @@ func TestMonitoring(t *testing.T) {
 		t.Fatal(err)
 	}
 	var exprs []string
+	fires, quiet := tested(t)
 	for name, rule := range alerts(t) {
+		if !fires[name] || !quiet[name] {
+			t.Errorf("%s: a case of alerts_test.yml has it fire: %t, and another one not: %t", name, fires[name], quiet[name])
+		}
 		exprs = append(exprs, at(t, rule, "expr").(string))
 		if !strings.Contains(string(handbook), "| `"+name+"` |") {
 			t.Errorf("docs/operations.md does not say what %s means", name)

@@ -99,7 +99,7 @@ func fillTable(t *revocation.Table, n, shapes int, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		if _, err := t.Define(of.shape, of.one.ExpiresAt, ms, true); err != nil {
+		if _, err := t.Define(of.shape, of.one.ExpiresAt, ms, revocation.Admin); err != nil {
 			return err
 		}
 		for j := range count {

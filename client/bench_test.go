@@ -99,7 +99,7 @@ func planned(b *testing.B, table *revocation.Table, text string, now int64) revo
 		b.Fatal(err)
 	}
 	r := p.Revocations[0]
-	if _, err := table.Define(r.Shape, r.ExpiresAt, now, false); err != nil {
+	if _, err := table.Define(r.Shape, r.ExpiresAt, now, revocation.Unbound); err != nil {
 		b.Fatal(err)
 	}
 	return benchKey.Record(r)

@@ -410,7 +410,7 @@ func (c *Client) replace(f *view.Filtered) error {
 	shapes := old.table.Shapes()
 	live := old.table.LiveClasses(now)
 	for _, s := range shapes { // a node defines a shape once in a session
-		if _, err := next.table.Define(s, uint32(now/1000), now, false); err != nil {
+		if _, err := next.table.Define(s, uint32(now/1000), now, revocation.Unbound); err != nil {
 			c.mu.Unlock()
 			return err
 		}

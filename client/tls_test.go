@@ -102,7 +102,7 @@ func TestTokenFile(t *testing.T) {
 		t.Helper()
 		text := []byte("tokens:\n")
 		for _, token := range tokens {
-			e, err := credentials.NewEntry(token, "shop", pki.RoleSubscriberWriter, nil, 0, now.Add(time.Hour), now)
+			e, err := credentials.NewEntry(token, "shop", pki.RoleSubscriberWriter, nil, 0, 0, now.Add(time.Hour), now)
 			if err != nil {
 				t.Fatal(err)
 			}

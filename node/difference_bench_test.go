@@ -41,7 +41,7 @@ func fill(b *testing.B, n *Node, records, held int) {
 		b.Fatal(err)
 	}
 	rec := n.table.Record(plan.Main())
-	if _, err := n.table.Define(plan.Main().Shape, rec.ExpiresAt, n.Now(), false); err != nil {
+	if _, err := n.table.Define(plan.Main().Shape, rec.ExpiresAt, n.Now(), revocation.Unbound); err != nil {
 		b.Fatal(err)
 	}
 	n.table.Expect(held)

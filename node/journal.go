@@ -30,6 +30,7 @@ const (
 	metaVector   = "vector/" // + index of an origin of another run: up to which number all of it is on disk, 8 bytes
 	metaTime     = "time"    // guarded time, Unix milliseconds, 8 bytes: see clock.GuardConfig.HighWater
 	metaSlack    = "slack"   // Config.Slack, seconds, 4 bytes; there is none in directories that know only the default
+	metaQuota    = "quota/"  // + account and bucket: how many records are in it; see quotas
 	metaPolicy   = "policy"  // the policy in force, JSON: see revocation.Policy.Succeed
 )
 
@@ -164,6 +165,7 @@ func (n *Node) assign(b *journal.Batch) {
 			binary.BigEndian.PutUint64(b.Records[i*entrySize+revocation.RecordSize:], e.dot)
 			n.bring(b, e.record.Shape, e.shape)
 		}
+		n.quotas.bring(b, w.charges)
 	case *peerWrite:
 		w.origins = n.bringOrigins(b)
 		for _, id := range w.shapes {
@@ -176,6 +178,7 @@ func (n *Node) assign(b *journal.Batch) {
 		}
 	case *housekeeping:
 		w.origins = n.bringOrigins(b)
+		n.quotas.forget(b)
 		live := make(map[revocation.ShapeID]bool)
 		for _, s := range n.table.Shapes() {
 			live[s.ID()] = true
@@ -525,12 +528,18 @@ func (n *Node) readMeta(disk *restored) error {
 		b, _ := n.journal.Get(key)
 		s, err := revocation.ParseShape(b)
 		if err == nil {
-			_, err = n.table.Define(s, 0, n.Now(), false)
+			_, err = n.table.Define(s, 0, n.Now(), revocation.Unbound)
 		}
 		if err != nil {
 			return fmt.Errorf("a shape in the journal: %w", err)
 		}
 		n.onDisk.shapes[s.ID()] = &definition{unused: true} // until its first record is read
+	}
+	for _, key := range n.journal.Keys(metaQuota) {
+		b, _ := n.journal.Get(key)
+		if err := n.quotas.restore(key, b); err != nil {
+			return err
+		}
 	}
 	for _, key := range n.journal.Keys(metaOrigin) {
 		b, _ := n.journal.Get(key)

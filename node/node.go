@@ -85,7 +85,9 @@ type Config struct {
 	// NodeRecords is how many live records one node may have written that are held here, NodeRate how many it may write in a second, over ten: what others
 	// send beyond is refused, and so is what callers of this node write beyond NodeRecords. Defaults: what writers may write, and 250 000.
 	NodeRecords, NodeRate int
-	AuditEvery            time.Duration // how often sums are compared with a peer; default 60 s, negative: never
+	// IssuerRecords is how many live records writers may have written here for one issuer: see [Writer]. 0: no such limit.
+	IssuerRecords int
+	AuditEvery    time.Duration // how often sums are compared with a peer; default 60 s, negative: never
 }
 
 const (
@@ -113,7 +115,7 @@ func (c *Config) validate() error {
 		return fmt.Errorf("dir: %w: required, or durability memory by name", revocation.ErrInvalid)
 	case c.Durability > DurabilityMemory:
 		return fmt.Errorf("durability: %w: disk or memory", revocation.ErrInvalid)
-	case c.SweepEvery < 0 || c.MaxStaleness < 0 || c.AckTimeout < 0 || c.ProbeEvery < 0 || c.NodeRecords < 0 || c.NodeRate < 0:
+	case c.SweepEvery < 0 || c.MaxStaleness < 0 || c.AckTimeout < 0 || c.ProbeEvery < 0 || c.NodeRecords < 0 || c.NodeRate < 0 || c.IssuerRecords < 0:
 		return fmt.Errorf("sweep interval, staleness, ack timeout, probe interval, limits of a node: %w: not negative", revocation.ErrInvalid)
 	}
 	if c.MaxStaleness == 0 {
@@ -162,6 +164,7 @@ type Node struct {
 	fenced     atomic.Bool  // the numbers of this run are used by somebody else: other origins are due
 	inflight   atomic.Int64 // records that are on their way through the journal and not in the table yet
 	counts     writeCounts
+	quotas     *quotas
 	census     census
 
 	rehearsals rehearsals
@@ -202,6 +205,7 @@ func New(cfg Config) (*Node, error) {
 		n.cfg.NodeRecords = n.maxRecords
 	}
 	n.calls = newCalls()
+	n.quotas = newQuotas()
 	n.rehearsals.recent = revocation.NewSample(sampledChecks)
 	n.rehearsals.due.Store(sampledAtOnce)
 	n.replica = newReplica(n)
@@ -288,6 +292,7 @@ func (n *Node) Run(ctx context.Context) error {
 			n.table.Sweep(n.Now())
 			n.count()
 			n.calls.sweep(n.cfg.Clock.Mono())
+			n.quotas.sweep(uint32(n.Now() / 1000))
 			n.filters.sweep(n.cfg.Clock.Mono())
 		})
 	})

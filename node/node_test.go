@@ -204,6 +204,7 @@ func TestConfig(t *testing.T) {
 		"no directory":   func(c *Config) { c.Durability = DurabilityDisk },
 		"bad durability": func(c *Config) { c.Durability = 9 },
 		"negative sweep": func(c *Config) { c.SweepEvery = -1 },
+		"negative quota": func(c *Config) { c.IssuerRecords = -1 },
 		"bad policy":     func(c *Config) { c.Policy.Ceiling = -1 },
 	} {
 		c := good

@@ -45,8 +45,8 @@ type Rehearsal struct {
 	Checks revocation.Caught
 }
 
-// Rehearse tells what a request would do, and does nothing. It refuses what [Node.Write] refuses. Errors are those of a result and of the call of Write.
-func (n *Node) Rehearse(r revocation.Request) (Rehearsal, error) {
+// Rehearse tells what a request would do, and does nothing. It refuses what [Node.Write] refuses to by. Errors are those of a result and of the call of Write.
+func (n *Node) Rehearse(r revocation.Request, by *Writer) (Rehearsal, error) {
 	if err := n.writable(); err != nil {
 		return Rehearsal{}, err
 	}
@@ -58,7 +58,7 @@ func (n *Node) Rehearse(r revocation.Request) (Rehearsal, error) {
 	if plan.AlreadyExpired {
 		return Rehearsal{Result: Result{Outcome: OutcomeAlreadyExpired}}, nil
 	}
-	w := &writing{node: n, rehearsal: true}
+	w := &writing{node: n, by: by, rehearsal: true}
 	records := make([]revocation.Record, len(plan.Revocations))
 	for i, rev := range plan.Revocations {
 		records[i] = n.table.Record(rev)

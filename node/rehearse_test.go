@@ -31,7 +31,7 @@ func TestRehearse(t *testing.T) {
 	for i := range 10 {
 		n.CheckFresh(claims([]string{"alice", "bob"}[i%2]), CheckOptions{})
 	}
-	r, err := n.Rehearse(block)
+	r, err := n.Rehearse(block, nil)
 	if err != nil || r.Outcome != OutcomeRevoked || r.ShapeLive || r.Checks.Checks != 10 || r.Checks.Refused != 5 || r.Rule.ExpiresAt == 0 {
 		t.Fatalf("%+v, %v", r, err)
 	}
@@ -45,13 +45,13 @@ func TestRehearse(t *testing.T) {
 	if err != nil || results[0].Outcome != r.Outcome || results[0].Fingerprint != r.Fingerprint {
 		t.Errorf("%+v, %v", results, err)
 	}
-	if r, err = n.Rehearse(revocation.Request{Match: m, ExpiresAt: n.Now() + 90*24*3600_000, IssuedBefore: n.Now()}); err != nil || r.ShapeLive || r.UsableAfter == 0 {
+	if r, err = n.Rehearse(revocation.Request{Match: m, ExpiresAt: n.Now() + 90*24*3600_000, IssuedBefore: n.Now()}, nil); err != nil || r.ShapeLive || r.UsableAfter == 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if r, err = n.Rehearse(block); err != nil || !r.ShapeLive || r.ShapeRecords != 1 || r.ShapeRecordsEstimated {
+	if r, err = n.Rehearse(block, nil); err != nil || !r.ShapeLive || r.ShapeRecords != 1 || r.ShapeRecordsEstimated {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if r, err = n.Rehearse(revocation.Request{Match: m, ExpiresAt: 1}); err == nil {
+	if r, err = n.Rehearse(revocation.Request{Match: m, ExpiresAt: 1}, nil); err == nil {
 		t.Errorf("%+v", r)
 	}
 	// What a write would be refused for.
@@ -67,7 +67,7 @@ func TestRehearse(t *testing.T) {
 	if m, err = revocation.ParseMatch("iss=i,other=x"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Rehearse(revocation.Request{Action: revocation.Block, Match: m}); !errors.Is(err, revocation.ErrShapes) {
+	if _, err := n.Rehearse(revocation.Request{Action: revocation.Block, Match: m}, nil); !errors.Is(err, revocation.ErrShapes) {
 		t.Error(err)
 	}
 }

@@ -38,6 +38,8 @@ type WriteOptions struct {
 	Bulk bool
 	// IdempotencyKey: the same key with the same requests answers as the first call did, for ten minutes. Empty: none.
 	IdempotencyKey string
+	// Writer is held to limits of his own; nil: only to those that hold for everybody, as admins are.
+	Writer *Writer
 	// Timing is told how long the parts of the call took; nil: nobody asks.
 	Timing *Timing
 }
@@ -241,7 +243,7 @@ func (n *Node) write(ctx context.Context, requests []revocation.Request, o Write
 	reading := n.tick()
 	done := written{results: make([]Result, len(requests)), answered: new(atomic.Bool)}
 	results := done.results
-	w := &writing{node: n, entries: make([]entry, 0, len(requests))}
+	w := &writing{node: n, by: o.Writer, entries: make([]entry, 0, len(requests))}
 	if o.Bulk {
 		w.lane = replication.Bulk
 	}
@@ -351,6 +353,8 @@ type writing struct {
 	live      bool // of a rehearsal: the last shape has live records
 
 	node     *Node
+	by       *Writer
+	charges  []charge // of the entries
 	lane     replication.Lane
 	entries  []entry
 	records  []revocation.Record // of the requests that run looks at
@@ -405,12 +409,14 @@ func (w *writing) run(first int, requests []revocation.Request, results []Result
 func (w *writing) add(request int, plan revocation.Plan, records []revocation.Record, reading clock.Reading) Result {
 	n := w.node
 	now := reading.Guarded.UnixMilli()
-	first, coveredBefore := len(w.entries), len(w.covering)
+	first, coveredBefore, chargedBefore := len(w.entries), len(w.covering), len(w.charges)
 	refused := func(err error) Result {
-		w.entries, w.covering = w.entries[:first], w.covering[:coveredBefore]
+		n.quotas.giveBack(w.charges[chargedBefore:])
+		w.entries, w.covering, w.charges = w.entries[:first], w.covering[:coveredBefore], w.charges[:chargedBefore]
 		return Result{Err: err}
 	}
-	covered := true
+	covered, sec, counted := true, uint32(now/1000), n.heldToQuota(w.by)
+	var until []uint32         // buckets of records that were not there, or not for as long
 	var twin revocation.Record // of the last one
 	for i, rec := range records {
 		var twins bool
@@ -431,6 +437,11 @@ func (w *writing) add(request int, plan revocation.Plan, records []revocation.Re
 			}
 		}
 		covered = covered && covers
+		if counted {
+			if in := bucket(n.deadlineOf(rec.RetainUntil()), sec); !ok || bucket(n.deadlineOf(held.RetainUntil()), sec) < in {
+				until = append(until, in)
+			}
+		}
 		w.covering = append(w.covering, replication.Dot(dot))
 		w.entries = append(w.entries, entry{record: rec, shape: plan.Revocations[i].Shape})
 	}
@@ -456,12 +467,19 @@ func (w *writing) add(request int, plan revocation.Plan, records []revocation.Re
 	if err := n.admit(len(w.entries)); err != nil {
 		return refused(err)
 	}
+	charges := n.charges(w.by, plan.Main().Match, until)
+	if err := n.quotas.take(charges, sec, w.rehearsal); err != nil {
+		return refused(err)
+	}
+	if !w.rehearsal {
+		w.charges = append(w.charges, charges...)
+	}
 	for i := range entries {
 		var err error
 		if w.rehearsal {
-			w.live, err = n.table.Admits(entries[i].shape, now)
+			w.live, err = n.table.Admits(entries[i].shape, now, w.by.definer())
 		} else {
-			_, err = n.table.Define(entries[i].shape, entries[i].record.RetainUntil(), now, true)
+			_, err = n.table.Define(entries[i].shape, entries[i].record.RetainUntil(), now, w.by.definer())
 		}
 		if err != nil {
 			return refused(err)
@@ -504,6 +522,9 @@ func (n *Node) commit(ctx context.Context, w *writing) error {
 // merged is called in commit order when w is as durable as this node makes it, or has failed.
 func (n *Node) merged(w *writing, err error) {
 	n.inflight.Add(-int64(len(w.entries)))
+	if err != nil {
+		n.quotas.giveBack(w.charges)
+	}
 	if err != nil || len(w.entries) == 0 {
 		return
 	}
@@ -521,7 +542,7 @@ func (n *Node) merged(w *writing, err error) {
 		}
 		entry := &w.entries[i]
 		e.Records[i] = view.Encode(entry.record)
-		if _, err := n.table.Define(entry.shape, entry.record.RetainUntil(), now, false); err != nil {
+		if _, err := n.table.Define(entry.shape, entry.record.RetainUntil(), now, revocation.Unbound); err != nil {
 			entry.err = err
 			continue
 		}

@@ -37,7 +37,7 @@ func benchTable(b *testing.B, n, shapes int) *Table {
 		}
 		for _, r := range p.Revocations {
 			rec := t.Record(r)
-			if _, err := t.Define(r.Shape, rec.ExpiresAt, benchNow, true); err != nil {
+			if _, err := t.Define(r.Shape, rec.ExpiresAt, benchNow, Admin); err != nil {
 				b.Fatal(err)
 			}
 			if _, err := t.Merge(rec, 1, benchNow, true); err != nil {

@@ -15,6 +15,8 @@ var (
 	ErrFull = errors.New("table is full")
 	// ErrShapes: the limit of live shapes for writers is reached.
 	ErrShapes = errors.New("too many live shapes")
+	// ErrWriterShapes: a writer's share of them is used up. It matches [ErrShapes].
+	ErrWriterShapes = fmt.Errorf("%w of one writer", ErrShapes)
 	// ErrUnknownShape: a record names a shape that has not been defined here.
 	ErrUnknownShape = errors.New("shape is not defined")
 	// ErrShapeConflict: a definition has the id of another shape.

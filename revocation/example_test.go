@@ -24,7 +24,7 @@ func Example() {
 	}
 	for _, r := range plan.Revocations {
 		record := table.Record(r)
-		if _, err := table.Define(r.Shape, r.ExpiresAt, now, true); err != nil {
+		if _, err := table.Define(r.Shape, r.ExpiresAt, now, revocation.Admin); err != nil {
 			panic(err)
 		}
 		if _, err := table.Merge(record, 1, now, true); err != nil {

@@ -488,7 +488,7 @@ func TestPartitionMakesManyShapes(t *testing.T) {
 		for side, table := range map[string]*Table{"a": a, "b": b} {
 			name := fmt.Sprintf("%s%d", side, i)
 			rev := Revocation{Match: match(t, name+"=x"), Shape: Shape{Names: []string{name}, Compared: IAT}, Class: ClassIssuedBefore, Value: t0, ExpiresAt: seconds(t0 + day)}
-			if created, err := table.Define(rev.Shape, rev.ExpiresAt, t0, true); err != nil || !created {
+			if created, err := table.Define(rev.Shape, rev.ExpiresAt, t0, Admin); err != nil || !created {
 				t.Fatal(created, err)
 			}
 			put(t, table, rev, t0)
@@ -508,13 +508,87 @@ func TestPartitionMakesManyShapes(t *testing.T) {
 				wantStatus(t, "", table.Check(token(t, t0-minute, map[string]any{fmt.Sprintf("%s%d", side, i): "x"}), t0), Revoked)
 			}
 		}
-		_, err := table.Define(Shape{Names: []string{"new"}}, seconds(t0+day), t0, true)
+		_, err := table.Define(Shape{Names: []string{"new"}}, seconds(t0+day), t0, Admin)
 		if !isErr(err, ErrShapes) {
 			t.Fatalf("a writer's 81st shape: %v", err)
 		}
-		if _, err := table.Define(Shape{Names: []string{"a1"}, Compared: IAT}, seconds(t0+day), t0, true); err != nil {
+		if _, err := table.Define(Shape{Names: []string{"a1"}, Compared: IAT}, seconds(t0+day), t0, Admin); err != nil {
 			t.Fatalf("a shape that is live: %v", err)
 		}
+	}
+}
+
+// A writer has a share of the live shapes, all writers together leave some to admins, and what was accepted already is bound by neither.
+func TestShapeShares(t *testing.T) {
+	table := newTable(t, Policy{})
+	next := 0
+	define := func(by Definer, until int64) (Shape, error) {
+		t.Helper()
+		s := Shape{Names: []string{fmt.Sprint("n", next)}}
+		next++
+		_, err := table.Define(s, seconds(until), t0, by)
+		if live, admits := table.Admits(s, t0, by); live != (err == nil) || !errors.Is(admits, err) {
+			t.Errorf("%s: %v, but as a question: %v, %v", s, err, live, admits)
+		}
+		return s, err
+	}
+	must := func(count int, by Definer) (last Shape) {
+		t.Helper()
+		for i := range count {
+			var err error
+			if last, err = define(by, t0+hour); err != nil {
+				t.Fatalf("the shape %d of %d: %v", i+1, count, err)
+			}
+		}
+		return last
+	}
+	refused := func(by Definer, share bool) {
+		t.Helper()
+		if _, err := define(by, t0+hour); !errors.Is(err, ErrShapes) || errors.Is(err, ErrWriterShapes) != share {
+			t.Errorf("%d live shapes: %v", table.Stats(t0).LiveShapes, err)
+		}
+	}
+	a, b, c, d := DefinerOf("a"), DefinerOf("b"), DefinerOf("c"), DefinerOf("d")
+	own := must(WriterShapes, a)
+	refused(a, true)
+	others := must(WriterShapes, b)
+	refused(b, true)
+	must(WriterShapes, c)
+	must(MaxLiveShapes-AdminShapes-3*WriterShapes, d)
+	refused(d, false) // fewer than his share
+	must(AdminShapes, Admin)
+	refused(Admin, false)
+	must(3, Unbound)
+	// What is live already costs nothing, whoever made it.
+	for _, by := range []Definer{a, b, d, Admin, Unbound} {
+		for _, s := range []Shape{own, others} {
+			if created, err := table.Define(s, seconds(t0+day), t0, by); created || err != nil {
+				t.Errorf("what is live: %v, %v", created, err)
+			}
+		}
+	}
+	// What brings a shape to life again has it: of a's sixteen one lives on, another is b's now.
+	later := t0 + hour + ms(DefaultSlack) + second
+	shape := func(i int) Shape { return Shape{Names: []string{fmt.Sprint("n", i)}} }
+	for i, by := range []Definer{b, Admin, Unbound} {
+		if created, err := table.Define(shape(i), seconds(later+day), later, by); created || err != nil {
+			t.Fatal(created, err)
+		}
+	}
+	for i, count := 3, 1; ; i, count = i+1, count+1 {
+		_, err := table.Define(shape(1000+i), seconds(later+day), later, a)
+		if (err == nil) != (count < WriterShapes) || err != nil && !errors.Is(err, ErrWriterShapes) {
+			t.Fatalf("%d of his live: %v", count, err)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if live, err := table.Admits(shape(2000), later, b); live || err != nil {
+		t.Errorf("b has two: %v", err)
+	}
+	if DefinerOf("a") != a || a == b || DefinerOf("") <= Admin {
+		t.Error("names are not told apart")
 	}
 }
 
@@ -523,15 +597,15 @@ func TestShapesExpire(t *testing.T) {
 	table := newTable(t, Policy{})
 	shape := func(i int) Shape { return Shape{Names: []string{fmt.Sprint("n", i)}} }
 	for i := range MaxLiveShapes {
-		if _, err := table.Define(shape(i), seconds(t0+hour), t0, true); err != nil {
+		if _, err := table.Define(shape(i), seconds(t0+hour), t0, Admin); err != nil {
 			t.Fatal(err)
 		}
 	}
 	last := t0 + hour + ms(DefaultSlack)
-	if _, err := table.Define(shape(100), seconds(t0+day), last+999, true); !isErr(err, ErrShapes) {
+	if _, err := table.Define(shape(100), seconds(t0+day), last+999, Admin); !isErr(err, ErrShapes) {
 		t.Fatalf("all are live: %v", err)
 	}
-	if _, err := table.Define(shape(100), seconds(t0+day), last+second, true); err != nil {
+	if _, err := table.Define(shape(100), seconds(t0+day), last+second, Admin); err != nil {
 		t.Fatalf("all have expired: %v", err)
 	}
 	table.Sweep(last + second)
@@ -559,7 +633,7 @@ func TestBootIn1970(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := table.Define(plan.Main().Shape, r.ExpiresAt, 0, false); err != nil {
+	if _, err := table.Define(plan.Main().Shape, r.ExpiresAt, 0, Unbound); err != nil {
 		t.Fatal(err)
 	}
 	if d, err := table.Merge(r, 1, 0, false); err != nil || !d.Changed {

@@ -48,7 +48,7 @@ func policy(t testing_, p Policy) *Policy {
 // put stores what a revocation says, as a node does.
 func put(t testing_, table *Table, r Revocation, now int64) Delta {
 	t.Helper()
-	if _, err := table.Define(r.Shape, r.ExpiresAt, now, false); err != nil {
+	if _, err := table.Define(r.Shape, r.ExpiresAt, now, Unbound); err != nil {
 		t.Fatalf("Define %s: %v", r.Shape, err)
 	}
 	d, err := table.Merge(testKey.Record(r), 1, now, false)

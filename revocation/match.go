@@ -119,6 +119,16 @@ func (m Match) Get(name string) (Value, bool) {
 	return Value{}, false
 }
 
+// Contains reports whether m has all claims of other, with the same values.
+func (m Match) Contains(other Match) bool {
+	for _, c := range other.claims {
+		if v, ok := m.Get(c.name); !ok || v != c.value {
+			return false
+		}
+	}
+	return true
+}
+
 // with returns m and the claims of other, which wins where both name one.
 func (m Match) with(other Match) Match {
 	values := make(map[string]Value, len(m.claims)+len(other.claims))

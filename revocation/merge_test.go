@@ -93,7 +93,7 @@ func TestJoinIsNeverLessStrict(t *testing.T) {
 func TestDelta(t *testing.T) {
 	table := newTable(t, Policy{})
 	rev := Revocation{Match: match(t, "iss=i,sub=s"), Shape: Shape{Names: []string{"iss", "sub"}, Compared: IAT}, Class: ClassIssuedBefore, Value: t0, ExpiresAt: seconds(t0 + day)}
-	if _, err := table.Define(rev.Shape, rev.ExpiresAt, t0, false); err != nil {
+	if _, err := table.Define(rev.Shape, rev.ExpiresAt, t0, Unbound); err != nil {
 		t.Fatal(err)
 	}
 	first := testKey.Record(rev)

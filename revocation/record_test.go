@@ -104,7 +104,7 @@ func TestParseShapeRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := newTable(t, Policy{}).Define(Shape{Names: []string{"b", "a"}}, 1, 0, false); !errors.Is(err, ErrRecord) {
+	if _, err := newTable(t, Policy{}).Define(Shape{Names: []string{"b", "a"}}, 1, 0, Unbound); !errors.Is(err, ErrRecord) {
 		t.Errorf("Define: %v", err)
 	}
 }

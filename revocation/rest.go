@@ -174,7 +174,7 @@ func (t *Table) Keeps(now int64) bool {
 // Await makes checks look for what somebody else holds records of. Errors are those of [Table.Define], and match [ErrRecord] for a class that the shape
 // cannot have, and [ErrKey].
 func (t *Table) Await(l LiveClass, now int64) error {
-	if _, err := t.Define(l.Shape, min(l.Until, maxExpiresAt), now, false); err != nil {
+	if _, err := t.Define(l.Shape, min(l.Until, maxExpiresAt), now, Unbound); err != nil {
 		return err
 	}
 	_, err := t.activate(Record{Shape: l.Shape.ID(), Class: l.Class, Flags: uint16(l.Key)}, l.Until)

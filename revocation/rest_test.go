@@ -92,7 +92,7 @@ func TestKeepAnnounced(t *testing.T) {
 	table := newTable(t, Policy{})
 	write(t, table, Request{Match: match(t, "iss=a,sub=u")}, t0)
 	keep := Shape{Names: []string{"iss", "jti", "sub"}, Compared: IAT, Keep: true, KeepOf: []string{"iss", "sub"}}
-	if _, err := table.Define(keep, uint32(t0/1000)+3600, t0, false); err != nil {
+	if _, err := table.Define(keep, uint32(t0/1000)+3600, t0, Unbound); err != nil {
 		t.Fatal(err)
 	}
 	wantStatus(t, "the token", table.Check(token(t, t0-minute, map[string]any{"iss": "a", "sub": "u", "jti": "1"}), t0), Revoked)

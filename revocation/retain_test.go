@@ -14,7 +14,7 @@ func exchange(t testing_, a, b *Table, now int64) {
 		way[0].Range(Fingerprint{}, now, func(r Record, _ uint64) bool { all = append(all, r); return true })
 		for _, r := range all {
 			s, _ := way[0].Shape(r.Shape)
-			if _, err := way[1].Define(s, r.RetainUntil(), now, false); err != nil {
+			if _, err := way[1].Define(s, r.RetainUntil(), now, Unbound); err != nil {
 				t.Fatalf("Define: %v", err)
 			}
 			if _, err := way[1].Merge(r, 1, now, false); err != nil {

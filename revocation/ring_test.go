@@ -55,7 +55,7 @@ func under(ring Ring, number uint8, r Revocation) Record {
 
 func putUnder(t testing_, table *Table, number uint8, r Revocation, now int64) {
 	t.Helper()
-	if _, err := table.Define(r.Shape, r.ExpiresAt, now, false); err != nil {
+	if _, err := table.Define(r.Shape, r.ExpiresAt, now, Unbound); err != nil {
 		t.Fatalf("Define %s: %v", r.Shape, err)
 	}
 	if _, err := table.Merge(under(table.Ring(), number, r), 1, now, false); err != nil {
@@ -220,7 +220,7 @@ func TestRingInForce(t *testing.T) {
 	rev := writtenBy(t, Request{Match: match(t, "iss=a,jti=1"), ExpiresAt: t0 + hour}, t0)
 	alive := claims(t, fmt.Sprintf(`{"iss":"a","jti":"1","iat":%d,"exp":%d}`, t0/1000, (t0+hour)/1000))
 	table := newTable(t, Policy{})
-	if _, err := table.Define(rev.Shape, rev.ExpiresAt, t0, false); err != nil {
+	if _, err := table.Define(rev.Shape, rev.ExpiresAt, t0, Unbound); err != nil {
 		t.Fatal(err)
 	}
 	refused := func(what string, number uint8) {

@@ -181,7 +181,7 @@ func TestSampleAgreesWithTheTable(t *testing.T) {
 		s.Add(claims, before.Status, sampleNow)
 		caught := s.Catch(plan, 0)
 		main := plan.Main()
-		if _, err := table.Define(main.Shape, main.ExpiresAt, sampleNow, false); err != nil {
+		if _, err := table.Define(main.Shape, main.ExpiresAt, sampleNow, Unbound); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := table.Merge(table.Record(main), 1, sampleNow, false); err != nil {

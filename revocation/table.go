@@ -3,6 +3,7 @@ package revocation
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -150,10 +151,10 @@ func addSat(a, b uint32) uint32 {
 
 // Define makes a shape known, which must be done before a record of it is merged; until is the latest
 // [Record.RetainUntil] that is about to be merged. created reports that it was new here: then its definition
-// must be journaled and sent before the record. For limited callers a shape without live records counts
-// against [MaxLiveShapes]; the error matches [ErrShapes]. Others match [ErrRecord] for a definition that is none and
+// must be journaled and sent before the record. A shape without live records needs a place among those that by may
+// bring to life; the error matches [ErrShapes]. Others match [ErrRecord] for a definition that is none and
 // [ErrShapeConflict]. now is guarded time in milliseconds.
-func (t *Table) Define(s Shape, until uint32, now int64, limited bool) (created bool, err error) {
+func (t *Table) Define(s Shape, until uint32, now int64, by Definer) (created bool, err error) {
 	deadline, sec := t.deadline(until), unixSeconds(now)
 	t.mu.RLock()
 	held := t.view.Load().find(s)
@@ -174,18 +175,27 @@ func (t *Table) Define(s Shape, until uint32, now int64, limited bool) (created 
 	defer t.mu.Unlock()
 	old := t.view.Load()
 	held = old.byID[id]
-	switch {
-	case held != nil && !held.equal(s):
+	if held != nil && !held.equal(s) {
 		return false, ErrShapeConflict
-	case limited && (held == nil || held.horizon.Load() < sec) && t.liveShapes(sec) >= MaxLiveShapes:
-		return false, ErrShapes
-	case held != nil:
+	}
+	live := held != nil && held.horizon.Load() >= sec
+	if !live {
+		if err := t.place(by, sec); err != nil {
+			return false, err
+		}
+	}
+	if held != nil {
 		raise(held.horizon, deadline)
+		if !live && held.by != by {
+			made := *held
+			made.by = by
+			t.view.Store(old.with(&made))
+		}
 		return false, nil
 	}
 	t.nextIndex++
 	made := &shape{
-		Shape: s, id: id, text: s.String(), index: t.nextIndex, starts: old.ring.starts(s.Names), horizon: t.newHorizon(deadline),
+		Shape: s, id: id, by: by, text: s.String(), index: t.nextIndex, starts: old.ring.starts(s.Names), horizon: t.newHorizon(deadline),
 		names: newClaimNames(s.Names), compared: newClaimName(s.Compared),
 	}
 	for _, n := range s.Names {
@@ -195,8 +205,47 @@ func (t *Table) Define(s Shape, until uint32, now int64, limited bool) (created 
 	return true, nil
 }
 
-// Admits reports whether a shape has, or may have, live records; if not, and if a writer could not bring it to life, the error is that of [Table.Define].
-func (t *Table) Admits(s Shape, now int64) (live bool, err error) {
+// Definer is who brings a shape to life.
+type Definer uint64
+
+// Definers that are not held to a share; all others are writers, see [DefinerOf].
+const (
+	Unbound Definer = iota // what was accepted already: by the journal, or by another node
+	Admin                  // any of the [MaxLiveShapes]
+)
+
+// DefinerOf returns the definer for a writer's name. He may bring to life [WriterShapes], and none of the last [AdminShapes].
+func DefinerOf(name string) Definer {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(name)) // never fails
+	return max(Definer(h.Sum64()), Admin+1)
+}
+
+// place reports whether there is one for another live shape. Whose a shape is only this table knows, since it was made: of what was replayed, or came from
+// elsewhere, it is nobody's, but takes its place all the same.
+func (t *Table) place(by Definer, now uint32) error {
+	all, own := 0, 0
+	for _, s := range t.view.Load().shapes {
+		if s.horizon.Load() >= now {
+			all++
+			if s.by == by {
+				own++
+			}
+		}
+	}
+	switch {
+	case by == Unbound:
+	case by == Admin && all < MaxLiveShapes:
+	case by == Admin || all >= MaxLiveShapes-AdminShapes:
+		return ErrShapes
+	case own >= WriterShapes:
+		return ErrWriterShapes
+	}
+	return nil
+}
+
+// Admits reports whether a shape has, or may have, live records; if not, and if by could not bring it to life, the error is that of [Table.Define].
+func (t *Table) Admits(s Shape, now int64, by Definer) (live bool, err error) {
 	sec := unixSeconds(now)
 	if held := t.view.Load().find(s); held != nil && held.horizon.Load() >= sec {
 		return true, nil
@@ -204,10 +253,7 @@ func (t *Table) Admits(s Shape, now int64) (live bool, err error) {
 	if !s.valid() {
 		return false, fmt.Errorf("%w: shape", ErrRecord)
 	}
-	if t.liveShapes(sec) >= MaxLiveShapes {
-		return false, ErrShapes
-	}
-	return false, nil
+	return false, t.place(by, sec)
 }
 
 // newHorizon is called with mu held.

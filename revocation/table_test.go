@@ -186,7 +186,7 @@ func TestManyShapes(t *testing.T) {
 func TestShapesWithoutLiveRecords(t *testing.T) {
 	table := newTable(t, Policy{})
 	write(t, table, Request{Match: match(t, "sid=s"), ExpiresAt: t0 + second}, t0)
-	if _, err := table.Define(Shape{Names: []string{"announced"}}, seconds(t0+day), t0, true); err != nil {
+	if _, err := table.Define(Shape{Names: []string{"announced"}}, seconds(t0+day), t0, Admin); err != nil {
 		t.Fatal(err)
 	}
 	odd := map[string]any{"sid": 1.5, "announced": 1.5}
@@ -270,7 +270,7 @@ func TestFull(t *testing.T) {
 	t.Cleanup(func() { _ = table.Close() })
 	merge := func(i int, value int64, limited bool) error {
 		rev := Revocation{Match: match(t, fmt.Sprint("sub=", i)), Shape: Shape{Names: []string{"sub"}, Compared: IAT}, Class: ClassIssuedBefore, Value: value, ExpiresAt: seconds(t0 + day)}
-		if _, err := table.Define(rev.Shape, rev.ExpiresAt, t0, limited); err != nil {
+		if _, err := table.Define(rev.Shape, rev.ExpiresAt, t0, map[bool]Definer{true: Admin}[limited]); err != nil {
 			t.Fatal(err)
 		}
 		_, err := table.Merge(testKey.Record(rev), 1, t0, limited)
@@ -325,7 +325,7 @@ func TestViewsUnderStress(t *testing.T) {
 				if i%3 == 0 {
 					rev.Shape.Compared, rev.Class = IAT, ClassIssuedBefore
 				}
-				if _, err := table.Define(rev.Shape, rev.ExpiresAt, n, false); err != nil {
+				if _, err := table.Define(rev.Shape, rev.ExpiresAt, n, Unbound); err != nil {
 					t.Error(err)
 					return
 				}

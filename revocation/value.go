@@ -15,6 +15,8 @@ const (
 	MaxDepth         = 8    // of its JSON
 	MaxProbes        = 64   // of one check
 	MaxLiveShapes    = 64   // made by writers
+	AdminShapes      = 8    // of these, for admins only
+	WriterShapes     = 16   // brought to life by one writer who is no admin
 )
 
 // Kind is the JSON type of a claim's value as far as matching is concerned.

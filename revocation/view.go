@@ -45,6 +45,7 @@ type entry struct {
 type shape struct {
 	Shape
 	id       ShapeID
+	by       Definer // who brought it to life
 	text     string
 	index    uint32         // in items
 	starts   [2]sip         // the PRF behind the names, by slot of the key

@@ -107,6 +107,7 @@ func (c *cli) agentFlags(cmd *cobra.Command) *agentSettings {
 	flags.IntVar(&a.cfg.Rates.Writer, "writer-rate", 1000, "records that one writer may write in a second, in calls; admins are not held")
 	flags.IntVar(&a.cfg.Rates.Bulk, "bulk-rate", 50_000, "records that one writer may write in a second, in streams, which wait")
 	flags.IntVar(&a.cfg.Rates.Issuer, "issuer-rate", 50_000, "records that all writers together may write in a second for one issuer")
+	flags.IntVar(&a.cfg.IssuerRecords, "issuer-records", 0, "live records that all writers together may have written on this node for one issuer; admins are not held (default no limit but those of the node)")
 	flags.IntVar(&a.cfg.Cluster.NodeRecords, "max-node-records", 0, "most live records that one node of the cluster may have written; the same on all (default what writers may write)")
 	flags.IntVar(&a.cfg.Cluster.NodeRate, "max-node-rate", 0, "most records that one node of the cluster may write in a second, over ten (default 250000)")
 	flags.IntVar(&a.cfg.MaxRecords, "max-records", 0, "most records held; beyond it writes are refused (default 100 million)")

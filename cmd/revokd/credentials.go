@@ -32,6 +32,7 @@ their SHA-256 and never a token. It also limits writers, whichever they show, to
   certificates:                           # by the name in them
     - name: shop
       grants: [{iss: https://id.example, tenant_id: acme}]
+      records: 200000                     # live revocations under each grant
 
 What a writer revokes must contain all claims of one of his grants; without grants he may revoke what he likes of any issuer. The file is read again at SIGHUP, whole or
 not at all. Two tokens of a name may be in force at once: put the new one in, reload, let the callers take it, take the old one out, reload.`,
@@ -47,7 +48,7 @@ func (c *cli) credentialsNewCommand() *cobra.Command {
 	var name, out string
 	var role roleFlag
 	var issuers, grants []string
-	var rate int
+	var rate, records int
 	expires := duration{}
 	cmd := &cobra.Command{
 		Use:   "new",
@@ -86,7 +87,7 @@ belongs under "tokens:" in the file of --credentials of every node.`,
 				return usagef("--expires: out of range: more than 0")
 			}
 			token := bearer.New()
-			e, err := credentials.NewEntry(token, name, pki.Role(role), matches, rate, now.Add(life), now)
+			e, err := credentials.NewEntry(token, name, pki.Role(role), matches, rate, records, now.Add(life), now)
 			if err != nil {
 				return &usageError{err}
 			}
@@ -103,6 +104,7 @@ belongs under "tokens:" in the file of --credentials of every node.`,
 	cmd.Flags().StringArrayVar(&issuers, "issuer", nil, "limit what he writes to this issuer; repeatable")
 	cmd.Flags().StringArrayVar(&grants, "grant", nil, "limit what he writes to matches with these claims, such as iss=https://id.example,tenant_id=acme; repeatable")
 	cmd.Flags().IntVar(&rate, "rate", 0, "records that he may write in a second (default that of the node)")
+	cmd.Flags().IntVar(&records, "records", 0, "live records that those with one of these grants may have written on a node under it (default no limit but those of the node)")
 	cmd.Flags().Var(&expires, "expires", "how long it is good for, at most 400d (default 90d)")
 	cmd.Flags().StringVar(&out, "out", "", "file for the token, mode 0600, which must not exist; it is not printed then")
 	c.outputFlag(cmd)
@@ -120,14 +122,15 @@ func (c *cli) printToken(token, out string, e *credentials.TokenEntry, entry []b
 		token = ""
 	}
 	r := struct {
-		Token  string           `json:"token,omitempty"`
-		Name   string           `json:"name"`
-		SHA256 string           `json:"sha256"`
-		Role   string           `json:"role"`
-		Grants []map[string]any `json:"grants,omitempty"`
-		Rate   int              `json:"rate,omitempty"`
-		Expiry string           `json:"expires"`
-	}{token, e.Name, e.SHA256, e.Role, e.Grants, e.Rate, e.Expires}
+		Token   string           `json:"token,omitempty"`
+		Name    string           `json:"name"`
+		SHA256  string           `json:"sha256"`
+		Role    string           `json:"role"`
+		Grants  []map[string]any `json:"grants,omitempty"`
+		Rate    int              `json:"rate,omitempty"`
+		Records int              `json:"records,omitempty"`
+		Expiry  string           `json:"expires"`
+	}{token, e.Name, e.SHA256, e.Role, e.Grants, e.Rate, e.Records, e.Expires}
 	return c.printValue(r, func(w io.Writer) {
 		if token != "" { // not among what is redirected into the file of credentials
 			fmt.Fprintf(c.stderr, "%s\nThis is the token. It is shown this once; what follows belongs under tokens: in the file of --credentials.\n", token)

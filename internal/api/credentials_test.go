@@ -22,7 +22,7 @@ import (
 func parse(t testing.TB, text string) *credentials.Set {
 	t.Helper()
 	for _, role := range pki.ClientRoles() {
-		e, err := credentials.NewEntry(tokenOf(string(role)), "x", role, nil, 0, noon, noon)
+		e, err := credentials.NewEntry(tokenOf(string(role)), "x", role, nil, 0, 0, noon, noon)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/revokd/revokd/internal/bearer"
 	"github.com/revokd/revokd/internal/credentials"
+	"github.com/revokd/revokd/node"
 	"github.com/revokd/revokd/revocation"
 )
 
@@ -54,6 +55,8 @@ func published() []struct {
 		{"depth of claims", revocation.MaxDepth, 8, "revocation TestParseClaimsRefuses"},
 		{"value of a claim", revocation.MaxValueBytes, 512, "revocation TestParseMatch"},
 		{"live shapes", revocation.MaxLiveShapes, 64, "internal/api TestShapes"},
+		{"of these that one writer was the first to use", revocation.WriterShapes, 16, "internal/api TestShapesOfWriters"},
+		{"of these for admins only", revocation.AdminShapes, 8, "internal/api TestShapesOfWriters"},
 		{"comment", maxComment, 256, "internal/api TestScripts"},
 		{"idempotency key", maxKey, 64, "internal/api TestScripts"},
 		{"headers to arrive, handshake of TLS", headerTimeout, 5 * time.Second, "internal/api TestSilence"},
@@ -64,6 +67,9 @@ func published() []struct {
 		{"records of a writer, in calls", l.WriterRate, 1000, "internal/api TestBudgets"},
 		{"records of a writer, in streams", l.BulkRate, 50_000, "internal/api TestBudgets"},
 		{"records of an issuer", l.IssuerRate, 50_000, "internal/api TestBudgets"},
+		{"live records that writers have written for an issuer", new(node.Config).IssuerRecords, 0, "internal/api TestQuotas"},
+		{"live records that were written under a grant", new(credentials.Caller).Records, 0, "internal/api TestQuotas"},
+		{"issuers and grants whose live records are counted apart", node.MaxAccounts, 1024, "node TestManyQuotas"},
 		{"addresses, writers, issuers told apart", maxBuckets, 4096, "internal/api TestRates"},
 		{"confirmations that wait", maxConfirms, 64, "internal/api TestConfirmationsAreBounded"},
 		{"of these of one caller", maxOfCaller, 8, "internal/api TestConfirmationsAreBounded"},

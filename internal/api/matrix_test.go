@@ -134,7 +134,7 @@ func tokens(t testing.TB) *credentials.Set {
 	var b strings.Builder
 	b.WriteString("tokens:\n")
 	for _, role := range pki.ClientRoles() {
-		e, err := credentials.NewEntry(tokenOf(string(role)), "t-"+strings.ReplaceAll(string(role), "+", "-"), role, nil, 0, noon.Add(time.Hour), noon)
+		e, err := credentials.NewEntry(tokenOf(string(role)), "t-"+strings.ReplaceAll(string(role), "+", "-"), role, nil, 0, 0, noon.Add(time.Hour), noon)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,7 +8,9 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/revokd/revokd/internal/credentials"
 	"github.com/revokd/revokd/internal/pki"
+	"github.com/revokd/revokd/node"
 	"github.com/revokd/revokd/revocation"
 )
 
@@ -38,11 +40,29 @@ func (s *Server) SetRates(writer, bulk, issuer int) {
 	s.rates.Store(&l)
 }
 
+// bound returns the caller if he is one who is held to limits of his own, else nil.
+func bound(ctx context.Context) *credentials.Caller {
+	caller, known := Caller(ctx)
+	if !known || caller.Role == pki.RoleAdmin || caller.Role == pki.RoleNode {
+		return nil
+	}
+	return caller
+}
+
+// writer is the caller as the node knows him.
+func writer(ctx context.Context) *node.Writer {
+	caller := bound(ctx)
+	if caller == nil {
+		return nil
+	}
+	return &node.Writer{Name: caller.Name, Records: caller.Records, Grants: caller.Grants}
+}
+
 // charge takes requests off the budgets of their writer and issuers, or returns an error that says when to come again. A stream waits instead, as its
 // sender does then.
 func (s *Server) charge(ctx context.Context, requests []revocation.Request) error {
-	caller, known := Caller(ctx)
-	if !known || caller.Role == pki.RoleAdmin || caller.Role == pki.RoleNode {
+	caller := bound(ctx)
+	if caller == nil {
 		return nil
 	}
 	paced := callFrom(ctx).paced

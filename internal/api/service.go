@@ -42,7 +42,7 @@ func (s revocations) Rehearse(ctx context.Context, c *connect.Request[revokdv1.R
 	if err != nil {
 		return nil, err
 	}
-	would, err := s.node.Rehearse(r)
+	would, err := s.node.Rehearse(r, writer(ctx))
 	if err != nil {
 		return nil, err
 	}

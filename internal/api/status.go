@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -82,8 +83,10 @@ var outcomes = []struct {
 
 	{revocation.ErrDuplicateClaim, outcome{code: connect.CodeInvalidArgument, kind: "duplicate_claim", field: "payload", message: "a claim is named twice"}},
 	{revocation.ErrFull, outcome{code: connect.CodeResourceExhausted, kind: "full", message: "the limit of live records is reached; nothing was dropped", retry: 30}},
-	{revocation.ErrShapes, outcome{code: connect.CodeResourceExhausted, kind: "shapes", limit: "at most 64 combinations of claim names with live records", message: "too many combinations of claim names", retry: 30}},
+	{revocation.ErrWriterShapes, outcome{code: connect.CodeResourceExhausted, kind: "shapes", limit: "at most 16 combinations of claim names with live records that one writer was the first to use", message: "this writer has made too many combinations of claim names", retry: 30}},
+	{revocation.ErrShapes, outcome{code: connect.CodeResourceExhausted, kind: "shapes", limit: "at most 64 combinations of claim names with live records, 8 of them for admins only", message: "too many combinations of claim names", retry: 30}},
 
+	{node.ErrQuota, outcome{code: connect.CodeResourceExhausted, kind: "quota", field: "match", message: "the quota of live revocations of this issuer, or of this grant, is used up; nothing was dropped", retry: 30}},
 	{node.ErrNotReady, outcome{code: connect.CodeUnavailable, kind: "not_ready", message: "the node is not ready", retry: 1}},
 	{node.ErrClock, outcome{code: connect.CodeUnavailable, kind: "clock", limit: "state issued_before and expires_at, or wait", message: "the node's wall clock cannot be believed and the request needs it", retry: 5}},
 	{node.ErrBusy, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many writes are waiting", retry: 1}},
@@ -203,6 +206,14 @@ func outcomeOf(err error) (o outcome, valueKind string, known bool) {
 	}
 	if fast, ok := errors.AsType[*tooFast](err); ok {
 		o.retry = int(fast.wait/time.Second) + 1
+	}
+	if quota, ok := errors.AsType[*node.QuotaError](err); ok {
+		o.limit = fmt.Sprintf("at most %d live revocations for one {%s}: ", quota.Limit, strings.Join(quota.Claims, ","))
+		if quota.Grant {
+			o.limit += "records of the credential"
+		} else {
+			o.field, o.limit = "match.iss", o.limit+"--issuer-records"
+		}
 	}
 	if where, ok := errors.AsType[*inField](err); ok && known {
 		o.field = where.field

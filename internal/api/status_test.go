@@ -49,10 +49,10 @@ var reachable = map[string]error{
 	"token.ErrSignature": token.ErrSignature, "token.ErrNotYetValid": token.ErrNotYetValid, "token.ErrExpired": token.ErrExpired,
 	"token.ErrDuplicateClaim": token.ErrDuplicateClaim, "token.ErrType": token.ErrType, "token.ErrAudience": token.ErrAudience,
 	"token.ErrKeysUnavailable":     token.ErrKeysUnavailable,
-	"revocation.ErrDuplicateClaim": revocation.ErrDuplicateClaim, "revocation.ErrFull": revocation.ErrFull, "revocation.ErrShapes": revocation.ErrShapes,
+	"revocation.ErrDuplicateClaim": revocation.ErrDuplicateClaim, "revocation.ErrFull": revocation.ErrFull, "revocation.ErrShapes": revocation.ErrShapes, "revocation.ErrWriterShapes": revocation.ErrWriterShapes,
 	"node.ErrNotReady": node.ErrNotReady, "node.ErrClock": node.ErrClock, "node.ErrTooMany": node.ErrTooMany, "node.ErrBusy": node.ErrBusy,
 	"node.ErrAck": node.ErrAck, "node.ErrVoters": node.ErrVoters, "node.ErrNoCluster": node.ErrNoCluster, "node.ErrSession": node.ErrSession,
-	"node.ErrIdempotencyConflict": node.ErrIdempotencyConflict, "node.ErrSuperseded": node.ErrSuperseded, "node.ErrNoJournal": node.ErrNoJournal,
+	"node.ErrIdempotencyConflict": node.ErrIdempotencyConflict, "node.ErrSuperseded": node.ErrSuperseded, "node.ErrNoJournal": node.ErrNoJournal, "node.ErrQuota": node.ErrQuota,
 	"journal.ErrDisk": journal.ErrDisk, "journal.ErrFull": journal.ErrFull,
 }
 

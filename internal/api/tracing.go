@@ -59,11 +59,12 @@ func (s *Server) traced(ctx context.Context, procedure string, began time.Time) 
 // beganKey has the time at which the span in the context began.
 type beganKey struct{}
 
-// carryOut is [node.Node.Write] within the budget of the caller. Its parts it draws below the span of ctx.
+// carryOut is [node.Node.Write] within the limits of the caller. Its parts it draws below the span of ctx.
 func (s *Server) carryOut(ctx context.Context, requests []revocation.Request, o node.WriteOptions) ([]node.Result, node.Receipt, error) {
 	if err := s.charge(ctx, requests); err != nil {
 		return nil, node.Receipt{}, err
 	}
+	o.Writer = writer(ctx)
 	span := trace.SpanFromContext(ctx)
 	if !span.IsRecording() {
 		return s.node.Write(ctx, requests, o)

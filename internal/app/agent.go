@@ -55,6 +55,8 @@ type AgentConfig struct {
 	MaxRecords  int    // 0: see ttlstore.Config
 	MaxMemory   int64  // bytes; 0: see ttlstore.Config
 	Rates       Rates
+	// IssuerRecords is how many live records writers may have written on this node for one issuer; 0: no limit but those of the node.
+	IssuerRecords int
 
 	TLS TLSConfig
 	// CredentialsFile says which tokens are taken besides certificates, and what writers are limited to; see package credentials. Empty: none.
@@ -148,6 +150,8 @@ func (c *AgentConfig) validate() error {
 		return c.Trace.validate()
 	case c.Rates.validate() != nil:
 		return c.Rates.validate()
+	case c.IssuerRecords < 0:
+		return errors.New("--issuer-records: out of range: not negative")
 	case c.ShutdownDelay < 0 || c.ShutdownDelay > maxShutdownDelay:
 		return fmt.Errorf("--shutdown-delay: out of range: 0 to %s", maxShutdownDelay)
 	case c.MaxRecords < 0:
@@ -265,7 +269,7 @@ func (a *agent) assemble(ctx context.Context) error {
 		Key: key, Policy: a.verifier.Policy(),
 		Store:  ttlstore.Config{MaxItems: a.cfg.MaxRecords, MaxBytes: a.cfg.MaxMemory},
 		Logger: a.cfg.Logger, Cluster: members, MaxStaleness: a.cfg.Cluster.MaxStaleness, AckTimeout: a.cfg.Cluster.AckTimeout,
-		NodeRecords: a.cfg.Cluster.NodeRecords, NodeRate: a.cfg.Cluster.NodeRate,
+		NodeRecords: a.cfg.Cluster.NodeRecords, NodeRate: a.cfg.Cluster.NodeRate, IssuerRecords: a.cfg.IssuerRecords,
 	})
 	if err != nil {
 		return fmt.Errorf("node %s: %w", a.cfg.NodeName, a.waysOut(err))

@@ -35,6 +35,7 @@ const (
 	maxLive     = 2                    // tokens of one name: the old one and the new one
 	minRate     = 50                   // a second: a whole message of a stream must not take longer than a call may
 	maxRate     = 1_000_000
+	maxRecords  = 1_000_000_000
 )
 
 // ErrFile: a file of credentials cannot be used; the message says where and why.
@@ -48,6 +49,8 @@ type Caller struct {
 	Grants []revocation.Match
 	// Rate is how many records he may write in a second; 0: the default of the node.
 	Rate int
+	// Records is how many live records those who have a grant may have written under it; 0: no limit of their own.
+	Records int
 	// Expires is when a token ends; zero with a certificate, whose end the handshake looks at.
 	Expires time.Time
 
@@ -68,13 +71,13 @@ func (c *Caller) String() string {
 
 // Equal reports whether two are the same credential with the same rights.
 func (c *Caller) Equal(o *Caller) bool {
-	return c.String() == o.String() && c.Role == o.Role && c.Rate == o.Rate && c.Expires.Equal(o.Expires) &&
-		slices.EqualFunc(c.Grants, o.Grants, func(a, b revocation.Match) bool { return contains(a, b) && contains(b, a) })
+	return c.String() == o.String() && c.Role == o.Role && c.Rate == o.Rate && c.Records == o.Records && c.Expires.Equal(o.Expires) &&
+		slices.EqualFunc(c.Grants, o.Grants, func(a, b revocation.Match) bool { return a.Contains(b) && b.Contains(a) })
 }
 
 // Granted reports whether the caller may write a match.
 func (c *Caller) Granted(m revocation.Match) bool {
-	return len(c.Grants) == 0 || slices.ContainsFunc(c.Grants, func(g revocation.Match) bool { return contains(m, g) })
+	return len(c.Grants) == 0 || slices.ContainsFunc(c.Grants, func(g revocation.Match) bool { return m.Contains(g) })
 }
 
 // Narrow adds the claims of a grant to the match that was made of a token with these claims, so that who is limited to a tenant can revoke by token. A
@@ -98,16 +101,6 @@ func (c *Caller) Narrow(m revocation.Match, lookup func(claim string) revocation
 	return m, nil
 }
 
-func contains(m, grant revocation.Match) bool {
-	for _, name := range grant.Names() {
-		want, _ := grant.Get(name)
-		if v, ok := m.Get(name); !ok || v != want {
-			return false
-		}
-	}
-	return true
-}
-
 // Set is the content of a file.
 type Set struct {
 	tokens       []token
@@ -121,9 +114,10 @@ type token struct {
 
 // entry is what certificates and tokens have in common in the file.
 type entry struct {
-	Name   string           `yaml:"name"`
-	Grants []map[string]any `yaml:"grants,omitempty,flow"`
-	Rate   int              `yaml:"rate,omitempty"`
+	Name    string           `yaml:"name"`
+	Grants  []map[string]any `yaml:"grants,omitempty,flow"`
+	Rate    int              `yaml:"rate,omitempty"`
+	Records int              `yaml:"records,omitempty"`
 
 	grants []revocation.Match
 }
@@ -230,7 +224,7 @@ func (s *Set) Certificate(id pki.Identity) Caller {
 	c := Caller{Name: id.Name, Role: id.Role, cluster: id.Cluster}
 	if s != nil && id.Role != pki.RoleNode {
 		e := s.certificates[id.Name]
-		c.Grants, c.Rate = e.grants, e.Rate
+		c.Grants, c.Rate, c.Records = e.grants, e.Rate, e.Records
 	}
 	return c
 }
@@ -294,7 +288,7 @@ func (e *TokenEntry) token(now time.Time) (t token, err error) {
 	case expires.Sub(now) > MaxLifetime:
 		return t, fmt.Errorf("expires: out of range: at most %d days from now", int(MaxLifetime/(24*time.Hour)))
 	}
-	t.caller = Caller{Name: e.Name, Role: role, Grants: e.grants, Rate: e.Rate, Expires: expires, token: hex.EncodeToString(t.hash[:4])}
+	t.caller = Caller{Name: e.Name, Role: role, Grants: e.grants, Rate: e.Rate, Records: e.Records, Expires: expires, token: hex.EncodeToString(t.hash[:4])}
 	return t, nil
 }
 
@@ -304,6 +298,10 @@ func (e *entry) check() error {
 		return errors.New("name: malformed: 1 to 64 letters, digits, dots, dashes and underscores, the first a letter or digit")
 	case e.Rate != 0 && (e.Rate < minRate || e.Rate > maxRate):
 		return fmt.Errorf("rate: out of range: %d to %d records a second, or none", minRate, maxRate)
+	case e.Records < 0 || e.Records > maxRecords:
+		return fmt.Errorf("records: out of range: 1 to %d, or none", maxRecords)
+	case e.Records != 0 && len(e.Grants) == 0:
+		return errors.New("records: conflict: they are counted for each of the grants, and there are none")
 	case len(e.Grants) > MaxGrants:
 		return fmt.Errorf("grants: too large: at most %d", MaxGrants)
 	}
@@ -339,9 +337,9 @@ func grant(claims map[string]any) (revocation.Match, error) {
 }
 
 // NewEntry returns the entry of a token. Grants are matches as [revocation.ParseMatch] reads them. Errors match [ErrFile].
-func NewEntry(text, name string, role pki.Role, grants []revocation.Match, rate int, expires, now time.Time) (*TokenEntry, error) {
+func NewEntry(text, name string, role pki.Role, grants []revocation.Match, rate, records int, expires, now time.Time) (*TokenEntry, error) {
 	hash := sha256.Sum256([]byte(text))
-	e := &TokenEntry{entry: entry{Name: name, Rate: rate}, SHA256: hex.EncodeToString(hash[:]), Role: strings.ReplaceAll(string(role), "+", ","), Expires: expires.UTC().Format(time.RFC3339)}
+	e := &TokenEntry{entry: entry{Name: name, Rate: rate, Records: records}, SHA256: hex.EncodeToString(hash[:]), Role: strings.ReplaceAll(string(role), "+", ","), Expires: expires.UTC().Format(time.RFC3339)}
 	for _, g := range grants {
 		claims := map[string]any{}
 		for _, n := range g.Names() {

@@ -106,7 +106,7 @@ certificates:
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m, err = c.Narrow(m, lookup(claims)); err != nil || !contains(m, match(t, want)) || !contains(match(t, want), m) {
+		if m, err = c.Narrow(m, lookup(claims)); err != nil || !m.Contains(match(t, want)) || !match(t, want).Contains(m) {
 			t.Errorf("%s: %v, %v", claims, m, err)
 		}
 	}
@@ -125,6 +125,10 @@ certificates:
 	// Who has lost something is not the same any more.
 	if !s.Still(&c, noon) || !s.Still(&limited, noon) || !s.Still(&other, noon) {
 		t.Error("not the same by the same file")
+	}
+	more := c
+	if more.Records++; s.Still(&more, noon) {
+		t.Error("the same with another quota")
 	}
 	less, err := Parse(fmt.Appendf(nil, "tokens: [{name: login, sha256: %s, role: 'subscriber,writer', grants: [{iss: https://a.example}], rate: 50, expires: 2026-12-01T00:00:00Z}]", hashOf(first)), noon)
 	if err != nil {
@@ -183,6 +187,10 @@ func TestRefused(t *testing.T) {
 		one("rate=-1"):                                 "tokens[0]: rate: out of range",
 		one("rate=49"):                                 "tokens[0]: rate: out of range",
 		one("rate=1000001"):                            "tokens[0]: rate: out of range",
+		one("records=-1"):                              "tokens[0]: records: out of range",
+		one("records=1000000001"):                      "tokens[0]: records: out of range",
+		one("records=1"):                               "tokens[0]: records: conflict",
+		"certificates: [{name: a, records: 1}]":        "certificates[0]: records: conflict",
 		one("grants=[" + grants + "]"):                 "at most 16",
 		one("grants=[{}]"):                             "tokens[0]: grants[0]: malformed",
 		one("grants=[{iss: 1.5}]"):                     "a value is a text",
@@ -211,6 +219,7 @@ func TestRefused(t *testing.T) {
 		"tokens: [" + entry() + "," + entry("sha256="+hashOf(second)) + "," + entry("expires=2026-11-02T12:00:00Z", "sha256="+hashOf("cccccccccccccccccccccc")) + "]",
 		"", "{}", "tokens: []",
 		one("rate=1000000"),
+		"certificates: [{name: a, records: 1000000000, grants: [{iss: a}]}]",
 		one("grants=[" + strings.TrimSuffix(grants, ", {iss: a}") + "]"),
 	} {
 		if _, err := Parse([]byte(text), noon); err != nil {
@@ -226,7 +235,7 @@ func TestRefused(t *testing.T) {
 func TestNewEntry(t *testing.T) {
 	grants := []revocation.Match{match(t, "iss=https://a.example"), match(t, "iss=https://b.example,tenant:=7,vip:=true")}
 	text := bearer.New()
-	e, err := NewEntry(text, "login", pki.RoleSubscriberWriter, grants, 50, noon.Add(time.Hour), noon)
+	e, err := NewEntry(text, "login", pki.RoleSubscriberWriter, grants, 50, 9000, noon.Add(time.Hour), noon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,16 +248,16 @@ func TestNewEntry(t *testing.T) {
 		t.Fatalf("%v:\n%s", err, b)
 	}
 	c, ok := s.Token(text, noon)
-	if !ok || c.Role != pki.RoleSubscriberWriter || !c.Granted(grants[0]) || !c.Granted(grants[1]) || c.Granted(match(t, "iss=https://b.example")) || c.Rate != 50 || !c.Expires.Equal(noon.Add(time.Hour)) {
+	if !ok || c.Role != pki.RoleSubscriberWriter || !c.Granted(grants[0]) || !c.Granted(grants[1]) || c.Granted(match(t, "iss=https://b.example")) || c.Rate != 50 || c.Records != 9000 || !c.Expires.Equal(noon.Add(time.Hour)) {
 		t.Errorf("%+v:\n%s", c, b)
 	}
 	if strings.Contains(string(b), text) {
 		t.Error("the token is in its entry")
 	}
 	for _, e := range []error{
-		errorOf(NewEntry(text, "", pki.RoleReader, nil, 0, noon.Add(time.Hour), noon)),
-		errorOf(NewEntry(text, "a", pki.RoleNode, nil, 0, noon.Add(time.Hour), noon)),
-		errorOf(NewEntry(text, "a", pki.RoleReader, nil, 0, noon.Add(MaxLifetime+time.Second), noon)),
+		errorOf(NewEntry(text, "", pki.RoleReader, nil, 0, 0, noon.Add(time.Hour), noon)),
+		errorOf(NewEntry(text, "a", pki.RoleNode, nil, 0, 0, noon.Add(time.Hour), noon)),
+		errorOf(NewEntry(text, "a", pki.RoleReader, nil, 0, 0, noon.Add(MaxLifetime+time.Second), noon)),
 	} {
 		if !errors.Is(e, ErrFile) {
 			t.Errorf("%v", e)

@@ -32,7 +32,7 @@ func filled(t *testing.T) *revocation.Table {
 			t.Fatal(err)
 		}
 		r := plan.Revocations[0]
-		if _, err := table.Define(r.Shape, r.ExpiresAt, now, false); err != nil {
+		if _, err := table.Define(r.Shape, r.ExpiresAt, now, revocation.Unbound); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := table.Merge(key.Record(r), 1, now, false); err != nil {

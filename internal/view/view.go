@@ -136,7 +136,7 @@ func (s *Store) Define(definition []byte, now replication.Now) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.Table.Define(shape, uint32(now.Guarded/1000), now.Guarded, false)
+	_, err = s.Table.Define(shape, uint32(now.Guarded/1000), now.Guarded, revocation.Unbound)
 	return err
 }
 

@@ -63,7 +63,7 @@ func newRecords(k revocation.Key, claim string, expires time.Time) (*records, er
 	if claim < "iss" {
 		s.shape.Names = []string{claim, "iss"}
 	}
-	s.names = k.Names(s.shape)
+	s.names, _ = revocation.NewRing(k).Names(s.shape, 0) // the ring has the key
 	s.one = revocation.Record{Shape: s.shape.ID(), Class: revocation.ClassDeny, Value: time.Now().UnixMilli(), ExpiresAt: uint32(expires.Unix())}
 	return s, s.token.Set("iss", revocation.String(issuer))
 }

@@ -253,6 +253,15 @@ func (n *Node) tick() clock.Reading {
 	return n.reading
 }
 
+// clockWords says what is wrong with the wall clock, by a reading and by the other nodes, ok if nothing is.
+func (n *Node) clockWords(r clock.Reading) string {
+	apart := n.members != nil && n.members.apart()
+	if s := r.String(); s != "ok" || r.Trusted && !apart {
+		return s
+	}
+	return "has jumped, and looks right again, which nobody has confirmed"
+}
+
 // clockState says what is wrong with the wall clock, ok if nothing is.
 func (n *Node) clockState() string {
 	n.mu.Lock()
@@ -465,7 +474,7 @@ func (n *Node) Status() Status {
 	n.mu.Unlock()
 	s := Status{
 		Name: n.cfg.Name, Version: n.cfg.Version, Ready: len(waiting) == 0, WaitingFor: waiting, Durability: n.cfg.Durability,
-		Wall: n.cfg.Clock.Now(), Guarded: r.Guarded, Clock: r.String(),
+		Wall: n.cfg.Clock.Now(), Guarded: r.Guarded, Clock: n.clockWords(r),
 		Table: n.table.Stats(n.Now()), Uptime: n.cfg.Clock.Mono() - n.started, KeyID: n.cfg.Key.ID(), Writes: n.counts.stats(),
 	}
 	if c := n.census.last.Load(); c != nil {

@@ -160,7 +160,9 @@ func (q *quotas) undo(charges []charge) {
 			a.buckets[c.until] = b
 			continue
 		}
-		q.drop(c.account, a, c.until)
+		if q.drop(c.account, a, c.until); len(a.buckets) == 0 {
+			delete(q.accounts, c.account) // what came to nothing takes no place of an account
+		}
 	}
 }
 
@@ -298,8 +300,9 @@ func (n *Node) charges(by *Writer, m revocation.Match, until []uint32) []charge 
 			quota(issuer, classIssuer, n.cfg.IssuerRecords)
 		}
 	}
-	for _, g := range by.Grants {
-		if by.Records > 0 && m.Contains(g) {
+	for i, g := range by.Grants {
+		twice := slices.ContainsFunc(by.Grants[:i], func(o revocation.Match) bool { return o.Contains(g) && g.Contains(o) })
+		if by.Records > 0 && m.Contains(g) && !twice {
 			quota(g, classGrant, by.Records)
 		}
 	}

@@ -108,6 +108,80 @@ func TestQuotaAtTheEdge(t *testing.T) {
 	}
 }
 
+// Who asks for the same again in one call, such as for all sessions of a user by each of his tokens, pays once; a later deadline costs as ever.
+func TestQuotaOfTheSameInACall(t *testing.T) {
+	n := testNode(t, Config{IssuerRecords: 4})
+	w := &Writer{Name: "w"}
+	alice := match(t, "iss=i,sub=alice")
+	results, _, err := n.Write(t.Context(), []revocation.Request{
+		deny(t, "a"), deny(t, "a"),
+		{Match: alice, Cutoff: true},
+		{Match: alice, Cutoff: true},
+		{Match: alice, Action: revocation.Block},
+		{Match: alice, Action: revocation.Unblock},
+		{Match: alice, Action: revocation.Block},
+		until(match(t, "iss=i,jti=a"), start.Add(300*24*time.Hour)), until(match(t, "iss=i,jti=a"), start.Add(400*24*time.Hour)), deny(t, "a"),
+	}, WriteOptions{Writer: w})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range results {
+		if i == 8 {
+			wantQuota(t, "a fifth place", r, "iss", 4)
+		} else if r.Err != nil {
+			t.Errorf("%d: %v", i, r.Err)
+		}
+	}
+	if a := n.quotas.accounts; len(a) != 1 {
+		t.Errorf("%d accounts", len(a))
+	}
+	for _, a := range n.quotas.accounts {
+		if a.total != 4 {
+			t.Errorf("%d places", a.total)
+		}
+	}
+}
+
+// A block that was refused is not looked after: what somebody else has done meanwhile is not told instead of the refusal, and a block before it in the call is still looked after.
+func TestRefusedBlock(t *testing.T) {
+	clk := clocktest.New(start)
+	n := testNode(t, Config{Clock: clk, IssuerRecords: 1})
+	requests := []revocation.Request{
+		{Match: match(t, "iss=i,sub=alice"), Action: revocation.Block},
+		{Match: match(t, "iss=i,sub=bob"), Action: revocation.Block},
+	}
+	done, err := n.write(t.Context(), requests, WriteOptions{Writer: &Writer{Name: "w"}})
+	if err != nil || done.results[0].Err != nil {
+		t.Fatal(done.results, err)
+	}
+	wantQuota(t, "the second", done.results[1], "iss", 1)
+	at := clk.Now().Add(time.Second)
+	for _, user := range []string{"alice", "bob"} {
+		plan, err := n.table.Plan(revocation.Request{Match: match(t, "iss=i,sub="+user), Action: revocation.Unblock}, at.UnixMilli(), at.UnixMilli())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.table.Merge(n.table.Record(plan.Main()), 1, n.Now(), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if lost := n.superseded(done); len(lost) != 1 || lost[0].request != 0 {
+		t.Errorf("superseded: %+v", lost)
+	}
+}
+
+// A cutoff that is written again and again is counted for each bucket that its deadline reaches, while those before are not over: so often at most.
+func TestQuotaOfACutoffThatRises(t *testing.T) {
+	clk := clocktest.New(start)
+	n := testNode(t, Config{Clock: clk, IssuerRecords: 17})
+	w := &Writer{Name: "w"}
+	for range 600 {
+		wantDone(t, "logout", as(t, n, w, revocation.Request{Match: match(t, "iss=i,sub=alice"), Cutoff: true}), OutcomeRevoked)
+		clk.Advance(revocation.DefaultMaxTokenLifetime / 100)
+		n.tick()
+	}
+}
+
 // What is refused for its shape has cost nothing.
 func TestQuotaBehindShapes(t *testing.T) {
 	n := testNode(t, Config{IssuerRecords: revocation.WriterShapes + 1})
@@ -169,6 +243,8 @@ func TestGrantQuota(t *testing.T) {
 	if r := as(t, n, w1, of("iss=j,jti=c")); !errors.Is(r.Err, ErrQuota) {
 		t.Errorf("beyond the other grant: %+v", r)
 	}
+	twice := &Writer{Name: "twice", Records: 1, Grants: []revocation.Match{match(t, "iss=k"), match(t, "iss=k")}}
+	wantDone(t, "a grant that is there twice", as(t, n, twice, of("iss=k,jti=a")), OutcomeRevoked)
 	wantDone(t, "the grant of the issuer", as(t, n, wide, of("iss=i,jti=x")), OutcomeRevoked)
 	if r := as(t, n, wide, of("iss=i,jti=y")); !errors.Is(r.Err, ErrQuota) {
 		t.Errorf("beyond the grant of the issuer: %+v", r)
@@ -390,8 +466,8 @@ func TestQuotaOnDisk(t *testing.T) {
 	if q.forget(b); len(b.Meta) != 2 || b.Meta[1].Value != nil || len(q.gone) != 0 {
 		t.Errorf("%+v", b.Meta)
 	}
-	if err := q.take(one, 0, true); err != nil || len(q.gone) != 0 || len(q.accounts[good.account].buckets) != 0 {
-		t.Errorf("a rehearsal leaves %+v, %v", q.accounts[good.account], err)
+	if err := q.take(one, 0, true); err != nil || len(q.gone) != 0 || len(q.accounts) != 0 { // else rehearsals would take the places of those who write
+		t.Errorf("a rehearsal leaves %+v, %v", q.accounts, err)
 	}
 	// So many at once.
 	for i := range maxForgotten + 1 {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -947,9 +948,18 @@ func TestWriteAfterJumpAlone(t *testing.T) {
 	if ahead := time.Until(time.UnixMilli(plan.Main().Value)); ahead > revocation.MaxAheadAbsolute+2*time.Minute {
 		t.Errorf("dated %s ahead", ahead)
 	}
-	if _, err := a.plan(revocation.Request{Match: match(t, "iss=i,sub=alice")}, a.tick()); !errors.Is(err, ErrClock) {
-		t.Errorf("a cutoff by a clock that nobody has confirmed: %v", err)
+	refused := func() {
+		t.Helper()
+		_, err := a.plan(revocation.Request{Match: match(t, "iss=i,sub=alice")}, a.tick())
+		if state := a.Status().Clock; !errors.Is(err, ErrClock) || !strings.Contains(state, "jumped") || !strings.Contains(err.Error(), state) {
+			t.Errorf("a cutoff by a clock that nobody has confirmed: %v, and it says %q", err, state)
+		}
 	}
+	refused()
+	c.by.Store(0) // it looks right again, and may not be
+	refused()
+	c.passed.Store(int64(4 * time.Minute))
+	refused()
 }
 
 // A node that has started with a wrong clock, without anything that shows it, writes nothing before it has seen the clocks of others.

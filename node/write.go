@@ -325,7 +325,7 @@ func (n *Node) plan(r revocation.Request, reading clock.Reading) (revocation.Pla
 	switch {
 	case believable(reading) && (n.members == nil || !n.members.apart()):
 	case needsClock(r):
-		return revocation.Plan{}, fmt.Errorf("%w: %s", ErrClock, reading.String())
+		return revocation.Plan{}, fmt.Errorf("%w: %s", ErrClock, n.clockWords(reading))
 	default:
 		// It states its own times, and only says when it was made.
 		wall = reading.Guarded
@@ -354,7 +354,8 @@ type writing struct {
 
 	node     *Node
 	by       *Writer
-	charges  []charge // of the entries
+	charges  []charge                          // of the entries
+	paid     map[revocation.Fingerprint]uint32 // up to which bucket the entries of a writer with a quota are paid for
 	lane     replication.Lane
 	entries  []entry
 	records  []revocation.Record // of the requests that run looks at
@@ -438,7 +439,11 @@ func (w *writing) add(request int, plan revocation.Plan, records []revocation.Re
 		}
 		covered = covered && covers
 		if counted {
-			if in := bucket(n.deadlineOf(rec.RetainUntil()), sec); !ok || bucket(n.deadlineOf(held.RetainUntil()), sec) < in {
+			paid := w.paid[rec.Fingerprint]
+			if ok {
+				paid = max(paid, bucket(n.deadlineOf(held.RetainUntil()), sec))
+			}
+			if in := bucket(n.deadlineOf(rec.RetainUntil()), sec); paid < in {
 				until = append(until, in)
 			}
 		}
@@ -453,11 +458,8 @@ func (w *writing) add(request int, plan revocation.Plan, records []revocation.Re
 	if main.record.Class == revocation.ClassUnblock {
 		result.Outcome = OutcomeUnblocked
 	}
-	if main.record.Class == revocation.ClassBlock || main.record.Class == revocation.ClassUnblock {
-		w.blocks = slices.DeleteFunc(w.blocks, func(b blocked) bool { return b.record.Fingerprint == main.record.Fingerprint })
-		w.blocks = append(w.blocks, blocked{request, main.record, twin})
-	}
 	if covered {
+		w.accepted(blocked{request, main.record, twin})
 		shape := main.shape // its place is the next one's
 		result.Rule.Shape, result.Outcome, w.live = &shape, OutcomeCovered, true
 		w.entries = w.entries[:first]
@@ -485,7 +487,30 @@ func (w *writing) add(request int, plan revocation.Plan, records []revocation.Re
 			return refused(err)
 		}
 	}
+	w.accepted(blocked{request, main.record, twin})
+	if counted {
+		w.pay(entries, sec)
+	}
 	return result
+}
+
+// accepted notes a block or unblock, in the place of an earlier one of the call.
+func (w *writing) accepted(b blocked) {
+	if b.record.Class == revocation.ClassBlock || b.record.Class == revocation.ClassUnblock {
+		w.blocks = slices.DeleteFunc(w.blocks, func(o blocked) bool { return o.record.Fingerprint == b.record.Fingerprint })
+		w.blocks = append(w.blocks, b)
+	}
+}
+
+// pay notes entries whose charges have been taken: the same again in this call, which the table cannot know yet, costs nothing.
+func (w *writing) pay(entries []entry, now uint32) {
+	if w.paid == nil {
+		w.paid = make(map[revocation.Fingerprint]uint32)
+	}
+	for _, e := range entries {
+		f := e.record.Fingerprint
+		w.paid[f] = max(w.paid[f], bucket(w.node.deadlineOf(e.record.RetainUntil()), now))
+	}
 }
 
 // stamp raises the stamp of a block or unblock above the one held and above those earlier in the same call.

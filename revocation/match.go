@@ -26,7 +26,7 @@ func NewMatch(values map[string]Value) (Match, error) {
 func newMatch(values map[string]Value) (Match, error) {
 	m := Match{claims: make([]claim, 0, len(values))}
 	for name, v := range values {
-		canonical, err := CanonicalName(name)
+		canonical, err := writtenName(name)
 		if err != nil {
 			return Match{}, err
 		}

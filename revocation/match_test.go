@@ -44,6 +44,10 @@ func TestParseMatch(t *testing.T) {
 		`,`:                      {"match", "malformed"},
 		`=x`:                     {"claim name", "missing"},
 		`/a~=x`:                  {"claim name", "malformed"},
+		"a\x1b[2J=x":             {"claim name", "malformed"},
+		"/a\n=x":                 {"claim name", "malformed"},
+		"a\x7f=x":                {"claim name", "malformed"},
+		"a\u009b=x":              {"claim name", "malformed"},
 		`n:=1.0`:                 {"match.n", "malformed"},
 		`n:=1e3`:                 {"match.n", "malformed"},
 		`n:=`:                    {"match.n", "malformed"},
@@ -62,6 +66,21 @@ func TestParseMatch(t *testing.T) {
 	} {
 		_, err := ParseMatch(text)
 		t.Run(text[:min(len(text), 30)], func(t *testing.T) { wantField(t, err, want[0], want[1]) })
+	}
+}
+
+// What a node has taken of a writer before names were looked at so closely, it and others go on reading.
+func TestControlCharactersOfOthers(t *testing.T) {
+	s := Shape{Names: []string{"a\x1b"}, Compared: "b\n"}
+	b, err := s.AppendBinary(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if read, err := ParseShape(b); err != nil || read.ID() != s.ID() {
+		t.Error(read, err)
+	}
+	if _, err := newTable(t, Policy{}).Define(s, 1, 0, Unbound); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -2,6 +2,7 @@ package revocation
 
 import (
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -47,6 +48,14 @@ func CanonicalName(name string) (string, error) {
 		}
 	}
 	return name, nil
+}
+
+// writtenName is [CanonicalName] for writers, whose names are shown in terminals and logs. What others have stored is read whatever its names are.
+func writtenName(name string) (string, error) {
+	if canonical, err := CanonicalName(name); err != nil || !strings.ContainsFunc(name, unicode.IsControl) {
+		return canonical, err
+	}
+	return "", &FieldError{Field: "claim name", Kind: "malformed", ValueKind: "string", Limit: "no control characters"}
 }
 
 var (

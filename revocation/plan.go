@@ -252,7 +252,7 @@ func (p *Policy) planBelow(r Request, now clocks) (Plan, error) {
 	if len(r.Keep) > 0 {
 		return Plan{}, &FieldError{Field: "keep", Kind: "not_allowed", Limit: "only with an iat cutoff"}
 	}
-	claim, err := CanonicalName(r.Below.Claim)
+	claim, err := writtenName(r.Below.Claim)
 	switch {
 	case err != nil:
 		return Plan{}, err

@@ -193,6 +193,9 @@ func TestBounds(t *testing.T) {
 		"below nothing": {
 			Request{Match: user, Below: below}, Request{Match: user, Below: &Below{}}, "claim name", "missing",
 		},
+		"below what nobody can read": {
+			Request{Match: user, Below: below}, Request{Match: user, Below: &Below{Claim: "ver\r"}}, "claim name", "malformed",
+		},
 		"below with a keep": {
 			Request{Match: user, Below: below}, Request{Match: user, Below: below, Keep: []Match{tok}}, "keep", "not_allowed",
 		},

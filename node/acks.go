@@ -48,16 +48,16 @@ func (r *replica) connected(name string) bool {
 
 // publish makes the age of the view known to checks; mu is held.
 func (r *replica) publish() {
+	if m := r.n.members; m != nil && (!m.alike.Load() || m.jumped.Load()) { // now, because the peer may be gone a moment later, and writes wait for it
+		for _, p := range r.core.Peers() {
+			m.compare(p)
+		}
+	}
 	if !r.n.complete.Load() && r.n.cfg.Cluster != nil && r.n.replayed.Load() && (r.core.Leveled() || r.alone() || r.n.cfg.Cluster.StartAlone) {
 		r.n.completed()
 	}
 	if r.n.cfg.Cluster == nil {
 		return
-	}
-	if m := r.n.members; m != nil && (!m.alike.Load() || m.jumped.Load()) { // now, because the peer may be gone a moment later
-		for _, p := range r.core.Peers() {
-			m.compare(p)
-		}
 	}
 	r.n.fresh.Store(view.NewFreshness(r.core.FreshSince()))
 }

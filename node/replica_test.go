@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/revokd/revokd/cluster"
 	"github.com/revokd/revokd/cluster/replication"
@@ -960,6 +963,41 @@ func TestWriteAfterJumpAlone(t *testing.T) {
 	refused()
 	c.passed.Store(int64(4 * time.Minute))
 	refused()
+}
+
+// readyLog looks at a node at the moment at which it says that it is ready.
+type readyLog struct {
+	node  atomic.Pointer[Node]
+	ready atomic.Bool
+	alike atomic.Bool // then
+}
+
+func (l *readyLog) Write(b []byte) (int, error) {
+	if n := l.node.Load(); n != nil && bytes.Contains(b, []byte(": ready: ")) {
+		l.alike.Store(n.members.alike.Load())
+		l.ready.Store(true)
+	}
+	return len(b), nil
+}
+
+// A node does not say that it is ready and then refuse writes because nobody has confirmed its clock, when somebody had.
+func TestReadyWithClocks(t *testing.T) {
+	m := newMesh(t, Config{Durability: DurabilityMemory, Key: testKey})
+	m.names = []string{"a", "b"}
+	logs := map[string]*readyLog{}
+	for _, name := range m.names {
+		logs[name] = &readyLog{}
+		m.start(name, Config{Name: name, Durability: DurabilityMemory, Key: testKey, Cluster: &ClusterConfig{}, Logger: hclog.New(&hclog.LoggerOptions{Output: logs[name]})})
+		t.Cleanup(m.stops[name])
+		logs[name].node.Store(m.nodes[name])
+	}
+	m.link("a", "b")
+	for name, l := range logs {
+		m.until(name+" is ready", l.ready.Load)
+		if !l.alike.Load() {
+			t.Errorf("%s is ready and does not take writes", name)
+		}
+	}
 }
 
 // A node that has started with a wrong clock, without anything that shows it, writes nothing before it has seen the clocks of others.

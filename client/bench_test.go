@@ -33,7 +33,7 @@ func offline(b *testing.B, mode Mode, n int) (c *Client, heap, mapped int64) {
 	}
 	before := heapBytes()
 	c = newClient(cfg)
-	c.key, c.tableConfig = benchKey, revocation.TableConfig{Key: benchKey}
+	c.ring, c.tableConfig = benchKey.ID(), revocation.TableConfig{Ring: revocation.NewRing(benchKey)}
 	table, err := revocation.NewTable(c.tableConfig)
 	if err != nil {
 		b.Fatal(err)

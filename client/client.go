@@ -47,6 +47,8 @@ var (
 	ErrClosed = errors.New("client: closed")
 	// ErrKeyChanged: the cluster has another fingerprint key than the one this replica was made with: open another one.
 	ErrKeyChanged = errors.New("client: the cluster has another fingerprint key")
+	// errKeys: a filter has records under a key that this replica has not been told yet.
+	errKeys = errors.New("client: a filter has records under a fingerprint key that is not known here yet")
 )
 
 // Freshness says of which voters the view must be fresh.
@@ -176,7 +178,7 @@ type Client struct {
 
 	elapsed *clock.Elapsed // by it the ages of views are measured, and all that replication times
 
-	key   revocation.Key
+	ring  revocation.KeyID // the name of the cluster's ring of fingerprint keys
 	fresh atomic.Pointer[view.Freshness]
 	now   atomic.Int64 // guarded time, Unix milliseconds
 	ready atomic.Bool  // level with a node once
@@ -193,9 +195,10 @@ type Client struct {
 	stop  context.CancelFunc
 	ended sync.WaitGroup
 
-	mu          sync.Mutex // guards what follows
+	mu          sync.Mutex // guards what follows, and tableConfig.Ring
 	core        *replication.Replica
-	stream      *stream // nil: not connected
+	offered     revocation.Ring // the largest that a node has told
+	stream      *stream         // nil: not connected
 	lastPeer    replication.PeerID
 	node        string // address of the node in use
 	connected   time.Time
@@ -216,12 +219,22 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := newClient(cfg)
-	identity, err := c.identify(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.begin(ctx, identity); err != nil {
-		return nil, err
+	for attempt := 0; ; attempt++ {
+		identity, err := c.identify(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if err = c.begin(ctx, identity); err == nil {
+			break
+		}
+		if !errors.Is(err, errKeys) { // else the keys have changed between the two, or one node is ahead of another
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case <-time.After(c.backoff(attempt)):
+		}
 	}
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop = stop
@@ -284,13 +297,22 @@ func (c *Client) identify(ctx context.Context) (*revokdv1.IdentityResponse, erro
 // begin makes what is held and the state machine.
 func (c *Client) begin(ctx context.Context, identity *revokdv1.IdentityResponse) error {
 	var policy revocation.Policy
-	if copy(c.key[:], identity.GetFingerprintKey()) != len(c.key) || len(identity.GetFingerprintKey()) != len(c.key) {
+	var first revocation.Key
+	if copy(first[:], identity.GetFingerprintKey()) != len(first) || len(identity.GetFingerprintKey()) != len(first) {
 		return fmt.Errorf("%w: the node has told no fingerprint key", ErrUnavailable)
 	}
+	ring := revocation.NewRing(first)
+	if b := identity.GetRing(); len(b) > 0 {
+		var err error
+		if ring, err = revocation.ParseRing(b); err != nil || ring.Name() != first.ID() {
+			return fmt.Errorf("%w: the node's fingerprint keys: %w", ErrUnavailable, errors.Join(err, ErrKeyChanged))
+		}
+	}
+	c.ring = ring.Name()
 	if err := json.Unmarshal(identity.GetPolicy(), &policy); err != nil {
 		return fmt.Errorf("%w: the node's policy: %w", ErrUnavailable, err)
 	}
-	c.tableConfig = revocation.TableConfig{Key: c.key, Slack: identity.GetSlack().AsDuration(), Store: c.cfg.Store, Policy: policy}
+	c.tableConfig = revocation.TableConfig{Ring: ring, Slack: identity.GetSlack().AsDuration(), Store: c.cfg.Store, Policy: policy}
 	var origins []replication.Origin
 	var vector []replication.VectorEntry
 	var h *held
@@ -328,7 +350,7 @@ func (c *Client) begin(ctx context.Context, identity *revokdv1.IdentityResponse)
 
 func (c *Client) newCore(slack time.Duration, origins []replication.Origin, vector []replication.VectorEntry) (*replication.Replica, error) {
 	return replication.New(replication.Config{
-		Name: c.cfg.Name, Boot: random(), KeyID: uint64(c.key.ID()), Client: true,
+		Name: c.cfg.Name, Boot: random(), KeyID: uint64(c.ring), Client: true,
 		Deadline: func(rec *replication.Record) uint32 {
 			until := view.RetainUntil(rec)
 			if d := until + uint32(slack/time.Second); d > until {

@@ -240,7 +240,7 @@ func (c *Client) lookup(ctx context.Context, list []revocation.Fingerprint) (map
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	req := &revokdv1.LookupRequest{KeyId: uint64(c.key.ID())}
+	req := &revokdv1.LookupRequest{KeyId: uint64(c.ring)}
 	for _, f := range list {
 		req.Fingerprints = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(req.Fingerprints, f.Hi), f.Lo)
 	}
@@ -292,7 +292,7 @@ func (c *Client) fetch(ctx context.Context, maxAge time.Duration) (*view.Filtere
 	var errs error
 	for _, addr := range c.addresses(ctx) {
 		f, err := c.fetchFrom(ctx, addr, maxAge)
-		if err == nil && f.KeyID != uint64(c.key.ID()) {
+		if err == nil && f.KeyID != uint64(c.ring) {
 			return nil, ErrKeyChanged
 		}
 		if err == nil {
@@ -340,7 +340,14 @@ func (c *Client) firstFilter(ctx context.Context) (*view.Filtered, error) {
 // newHeld returns what a filter makes of a replica that has received nothing yet. The table is on the heap: it is small, and when another one has
 // taken its place the last check that reads it lets go of it.
 func (c *Client) newHeld(f *view.Filtered) (*held, error) {
+	c.mu.Lock()
 	cfg := c.tableConfig
+	c.mu.Unlock()
+	for _, k := range f.Keys {
+		if !cfg.Ring.Has(k.Number, k.ID) && !cfg.Ring.Had(k.Number) { // of one that has gone all have expired
+			return nil, errKeys
+		}
+	}
 	cfg.Store.Heap = true
 	if cfg.Store.Shards == 0 {
 		cfg.Store.Shards = recentShards
@@ -350,6 +357,9 @@ func (c *Client) newHeld(f *view.Filtered) (*held, error) {
 		return nil, err
 	}
 	for _, l := range f.Live {
+		if cfg.Ring.Had(l.Key) {
+			continue
+		}
 		if err := table.Await(l, f.Guarded); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
@@ -397,6 +407,10 @@ func (c *Client) replace(f *view.Filtered) error {
 		return err
 	}
 	c.mu.Lock()
+	if next.table.Ring() != c.tableConfig.Ring { // another one has come meanwhile
+		c.mu.Unlock()
+		return errKeys
+	}
 	old := c.held.Load()
 	covered := make(map[uint32]uint64)
 	for _, o := range c.core.Origins() { // what this replica has forgotten has expired

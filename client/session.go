@@ -13,6 +13,7 @@ import (
 	"github.com/revokd/revokd/internal/view"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
+	"github.com/revokd/revokd/revocation"
 )
 
 // headerClient names the replica; see ReplicationService.Exchange.
@@ -169,6 +170,12 @@ func (c *Client) step(e replication.Event) (err error) {
 			err = closing.Err
 		}
 	}
+	for _, m := range out.Keys {
+		if told, err := view.ParseKeys(m.Keys); err == nil && told.Ring.Name() == c.ring && told.Ring.Compare(c.offered) > 0 {
+			c.offered = told.Ring
+			c.adopt()
+		}
+	}
 	if out.Views {
 		c.publish()
 	}
@@ -180,6 +187,31 @@ func (c *Client) step(e replication.Event) (err error) {
 	}
 	c.reached.Broadcast()
 	return err
+}
+
+// adopt puts the keys in force that a node has told, if they are not; mu is held. Records of a key that is not there are refused, so that the view grows old.
+func (c *Client) adopt() {
+	if c.offered == (revocation.Ring{}) || c.offered.Compare(c.tableConfig.Ring) <= 0 {
+		return
+	}
+	tables := []*revocation.Table{c.held.Load().table}
+	if c.store.next != nil {
+		tables = append(tables, c.store.next.Table)
+	}
+	now := c.now.Load()
+	for _, t := range tables {
+		if err := t.Retire(c.offered, now); err != nil {
+			c.log.Debug("the fingerprint keys of the node are not in force here yet", "error", err)
+			return
+		}
+	}
+	for _, t := range tables {
+		if err := t.SetRing(c.offered, now); err != nil {
+			c.log.Debug("the fingerprint keys of the node are not in force here yet", "error", err)
+			return
+		}
+	}
+	c.tableConfig.Ring = c.offered
 }
 
 // publish makes the age of the view known to checks, and takes the node's guarded time: records expire by that, never by this machine's clock.
@@ -203,6 +235,7 @@ func (c *Client) tick(ctx context.Context) {
 		}
 		c.mu.Lock()
 		_ = c.step(replication.Tick{})
+		c.adopt()
 		mono := c.cfg.clock.Mono()
 		for _, p := range c.core.Peers() {
 			if p.Guarded > 0 && p.GuardedAt > c.guardedSeen {

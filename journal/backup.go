@@ -339,6 +339,8 @@ type RestoreConfig struct {
 	FS         FS // nil: the operating system's
 	RecordSize int
 	KeyID      uint64 // of the key that the records are wanted for; a backup with another one is refused
+	// Check looks at the metadata before anything is made; its error refuses the backup. Nil: any.
+	Check func(meta []Meta) error
 
 	segmentBytes int64 // 0: the default; tests make it small
 }
@@ -381,6 +383,11 @@ func restore(ctx context.Context, cfg RestoreConfig, from io.Reader) (info Backu
 				return fmt.Errorf("%w: the backup has key %016x, not %016x", ErrKeyMismatch, have.KeyID, cfg.KeyID)
 			case have.RecordSize != cfg.RecordSize:
 				return fmt.Errorf("%w: %d bytes, not %d", ErrRecordSize, have.RecordSize, cfg.RecordSize)
+			}
+			if cfg.Check != nil {
+				if err := cfg.Check(meta); err != nil {
+					return err
+				}
 			}
 			if err := d.make(); err != nil {
 				return diskError("make the directory", err)

@@ -43,7 +43,7 @@ func (n *Node) openJournal() error {
 		return err
 	}
 	n.journal = j
-	n.onDisk = onDisk{shapes: make(map[revocation.ShapeID]*definition)}
+	n.onDisk = onDisk{shapes: make(map[revocation.ShapeID]*definition), keys: make(map[string]bool)}
 	n.commits = (*disk)(n)
 	return nil
 }
@@ -109,6 +109,7 @@ func (d *disk) commit(ctx context.Context, w *writing) error {
 // onDisk is what the journal's metadata holds, or is about to hold. It belongs to the goroutine that commits.
 type onDisk struct {
 	shapes map[revocation.ShapeID]*definition
+	keys   map[string]bool // see metaKey
 	policy []byte
 	time   int64 // guarded, Unix milliseconds
 	slack  bool  // of the configuration
@@ -161,6 +162,7 @@ func (n *Node) assign(b *journal.Batch) {
 			w.origins.origins = append(w.origins.origins, *made)
 			b.Meta = append(b.Meta, journal.Meta{Key: originKey(made.Index), Value: appendOrigin(nil, *made)})
 		}
+		n.bringKeys(b)
 		for i, e := range w.entries {
 			binary.BigEndian.PutUint64(b.Records[i*entrySize+revocation.RecordSize:], e.dot)
 			n.bring(b, e.record.Shape, e.shape)
@@ -168,6 +170,7 @@ func (n *Node) assign(b *journal.Batch) {
 		n.quotas.bring(b, w.charges)
 	case *peerWrite:
 		w.origins = n.bringOrigins(b)
+		n.bringKeys(b)
 		for _, id := range w.shapes {
 			if s, ok := n.table.Shape(id); ok {
 				n.bring(b, id, s)
@@ -179,6 +182,7 @@ func (n *Node) assign(b *journal.Batch) {
 	case *housekeeping:
 		w.origins = n.bringOrigins(b)
 		n.quotas.forget(b)
+		n.dropKeys(b)
 		live := make(map[revocation.ShapeID]bool)
 		for _, s := range n.table.Shapes() {
 			live[s.ID()] = true
@@ -294,6 +298,9 @@ func vectorKey(index uint32) string { return metaVector + strconv.FormatUint(uin
 
 // committed is called in commit order after a batch is durable or has failed.
 func (n *Node) committed(b *journal.Batch, err error) {
+	if err == nil {
+		n.keptKeys(b)
+	}
 	switch w := b.User.(type) {
 	case *writing:
 		if err != nil {
@@ -415,11 +422,14 @@ const readChunk = 1024 * entrySize
 
 // mergeRead merges records of the journal.
 func (n *Node) mergeRead(records []byte, disk *restored) error {
-	now := n.Now()
+	now, ring := n.Now(), n.table.Ring()
 	for ; len(records) > 0; records = records[entrySize:] {
 		r, dot, err := parseEntry(records[:entrySize])
 		if err != nil {
 			return fmt.Errorf("a record in the journal: %w", err)
+		}
+		if ring.Had(r.KeyNumber()) {
+			continue // when its key went they had all expired here, though the time on disk may be a little before that
 		}
 		if disk.nameless(replication.Dot(dot)) {
 			dot = 0
@@ -504,6 +514,9 @@ func slackOf(get func(string) ([]byte, bool)) (slack time.Duration, ok bool) {
 
 // readMeta takes the definitions of shapes and the last known time from the journal.
 func (n *Node) readMeta(disk *restored) error {
+	if err := n.checkKeys(); err != nil {
+		return err
+	}
 	if slack, ok := slackOf(n.journal.Get); ok && slack/time.Second != n.cfg.Slack/time.Second {
 		return fmt.Errorf("%w: %s, not %s", ErrSlack, slack, n.cfg.Slack)
 	}

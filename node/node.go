@@ -66,10 +66,12 @@ type Config struct {
 	Dir        string     // of the journal; required unless Durability is memory
 	FS         journal.FS // nil: the operating system
 
-	Key    revocation.Key // the fingerprint key of the cluster; required
-	Policy revocation.Policy
-	Slack  time.Duration   // see revocation.TableConfig; fixed with Dir: a start with another one fails with ErrSlack
-	Store  ttlstore.Config // limits of memory
+	Key revocation.Key // the first fingerprint key of the cluster; required
+	// RingFile is where the node keeps the keys when there have been others: 0600, replaced whole. Required for that, unless Durability is memory.
+	RingFile string
+	Policy   revocation.Policy
+	Slack    time.Duration   // see revocation.TableConfig; fixed with Dir: a start with another one fails with ErrSlack
+	Store    ttlstore.Config // limits of memory
 
 	Clock  clock.Clock  // nil: the operating system
 	Logger hclog.Logger // nil: none
@@ -151,6 +153,7 @@ type Node struct {
 	commits commits
 	journal *journal.Journal // nil with DurabilityMemory
 	calls   *calls
+	keys    keys
 	started time.Duration // on the monotonic clock
 
 	maxRecords int   // for writers
@@ -206,6 +209,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	n.calls = newCalls()
 	n.quotas = newQuotas()
+	n.keys = newKeys()
 	n.rehearsals.recent = revocation.NewSample(sampledChecks)
 	n.rehearsals.due.Store(sampledAtOnce)
 	n.replica = newReplica(n)
@@ -218,6 +222,9 @@ func New(cfg Config) (*Node, error) {
 			return nil, errors.Join(err, table.Close())
 		}
 		n.replica.incarnation = replication.Incarnation(n.journal.Incarnation())
+	}
+	if err := n.loadRing(); err != nil { // behind the lock of the directory
+		return nil, errors.Join(err, n.Close())
 	}
 	if cfg.Cluster != nil {
 		if n.members, err = newMembership(n); err != nil {
@@ -297,6 +304,7 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 		g.Go(func() error { return n.replica.run(ctx) })
 		g.Go(func() error { return n.replica.reissues(ctx) })
+		g.Go(func() error { return n.keysLoop(ctx) })
 		return n.every(ctx, n.cfg.SweepEvery, func() {
 			n.table.Sweep(n.Now())
 			n.count()
@@ -452,7 +460,8 @@ type Status struct {
 	Clock         string // ok, or what is wrong with it
 	Table         revocation.TableStats
 	Uptime        time.Duration
-	KeyID         revocation.KeyID
+	KeyID         revocation.KeyID // of the first key, also when that has gone: the name of the ring
+	Keys          []KeyStatus
 	Writes        WriteStats
 	Census        revocation.Census // when it was last taken: at most ten minutes ago
 	Journal       *journal.Stats    // nil with DurabilityMemory
@@ -475,7 +484,7 @@ func (n *Node) Status() Status {
 	s := Status{
 		Name: n.cfg.Name, Version: n.cfg.Version, Ready: len(waiting) == 0, WaitingFor: waiting, Durability: n.cfg.Durability,
 		Wall: n.cfg.Clock.Now(), Guarded: r.Guarded, Clock: n.clockWords(r),
-		Table: n.table.Stats(n.Now()), Uptime: n.cfg.Clock.Mono() - n.started, KeyID: n.cfg.Key.ID(), Writes: n.counts.stats(),
+		Table: n.table.Stats(n.Now()), Uptime: n.cfg.Clock.Mono() - n.started, KeyID: n.cfg.Key.ID(), Keys: n.Keys(), Writes: n.counts.stats(),
 	}
 	if c := n.census.last.Load(); c != nil {
 		s.Census = *c

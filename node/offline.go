@@ -62,9 +62,19 @@ func CheckBackup(r io.Reader) (BackupInfo, error) {
 }
 
 // RestoreJournal makes the journal of a node from a backup, in a directory that is empty or does not exist. It is for the process that runs no
-// node there. Errors are those of [journal.RestoreBackup].
-func RestoreJournal(ctx context.Context, dir string, key revocation.Key, r io.Reader) (BackupInfo, error) {
-	info, err := journal.RestoreBackup(ctx, journal.RestoreConfig{Dir: dir, RecordSize: entrySize, KeyID: uint64(key.ID())}, r)
+// node there. ring are the keys that the node will have; a backup with records of another one is refused with [revocation.ErrKey]. Other errors are those of [journal.RestoreBackup].
+func RestoreJournal(ctx context.Context, dir string, ring revocation.Ring, r io.Reader) (BackupInfo, error) {
+	info, err := journal.RestoreBackup(ctx, journal.RestoreConfig{
+		Dir: dir, RecordSize: entrySize, KeyID: uint64(ring.Name()),
+		Check: func(meta []journal.Meta) error {
+			for _, m := range meta {
+				if err := checkKeyName(m.Key, ring); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}, r)
 	return backupInfo(info), err
 }
 

@@ -51,10 +51,10 @@ func TestBackupRestore(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	dir := filepath.Join(t.TempDir(), "journal")
-	if _, err := RestoreJournal(t.Context(), dir, revocation.Key{9}, bytes.NewReader(image.Bytes())); !errors.Is(err, journal.ErrKeyMismatch) {
+	if _, err := RestoreJournal(t.Context(), dir, revocation.NewRing(revocation.Key{9}), bytes.NewReader(image.Bytes())); !errors.Is(err, journal.ErrKeyMismatch) {
 		t.Errorf("%v", err)
 	}
-	if restored, err := RestoreJournal(t.Context(), dir, testKey, bytes.NewReader(image.Bytes())); err != nil || restored != info {
+	if restored, err := RestoreJournal(t.Context(), dir, revocation.NewRing(testKey), bytes.NewReader(image.Bytes())); err != nil || restored != info {
 		t.Fatalf("%+v, %v; want %+v", restored, err, info)
 	}
 

@@ -99,6 +99,7 @@ func (r *replica) begin(origins []replication.Origin, vector []replication.Vecto
 	r.core = core
 	r.mu.Unlock()
 	r.step(replication.SetVoters{Voters: r.voters, Self: r.votes})
+	r.n.tellKeys()
 	return nil
 }
 
@@ -155,6 +156,9 @@ func (r *replica) stepLocked(e replication.Event) {
 		case r.unnamedReady <- struct{}{}:
 		default:
 		}
+	}
+	for _, m := range out.Keys {
+		r.receivedKeys(m)
 	}
 	control := slices.Clone(out.Control)
 	writes := slices.Clone(out.Journal)              // what follows may step again

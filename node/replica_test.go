@@ -135,8 +135,9 @@ func (m *mesh) link(a, b string) {
 	if m.wrap != nil {
 		x, y = m.wrap(a, b, x), m.wrap(b, a, y)
 	}
-	m.wg.Go(func() { _ = m.nodes[a].Session(m.t.Context(), x, SessionPeer{Name: b, Dialed: true}) })
-	m.wg.Go(func() { _ = m.nodes[b].Session(m.t.Context(), y, SessionPeer{Name: a}) })
+	na, nb := m.nodes[a], m.nodes[b]
+	m.wg.Go(func() { _ = na.Session(m.t.Context(), x, SessionPeer{Name: b, Dialed: true}) })
+	m.wg.Go(func() { _ = nb.Session(m.t.Context(), y, SessionPeer{Name: a}) })
 }
 
 func (m *mesh) until(what string, ok func() bool) {

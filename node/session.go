@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/internal/view"
 )
 
 // ErrSession: a session cannot begin, or was replaced by another one with the same node.
@@ -45,6 +46,7 @@ type session struct {
 	once   sync.Once
 	err    error
 	heard  time.Duration // on the monotonic clock; under replica.mu
+	keys   *view.Keys    // what it has told; nil: nothing yet; under replica.mu
 }
 
 func (s *session) signal() {

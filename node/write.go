@@ -244,6 +244,14 @@ func (n *Node) write(ctx context.Context, requests []revocation.Request, o Write
 	done := written{results: make([]Result, len(requests)), answered: new(atomic.Bool)}
 	results := done.results
 	w := &writing{node: n, by: o.Writer, entries: make([]entry, 0, len(requests))}
+	n.keys.writes.RLock()
+	w.holdsKeys = true
+	committing := false // then merged lets go of the keys
+	defer func() {
+		if !committing {
+			w.releaseKeys()
+		}
+	}()
 	if o.Bulk {
 		w.lane = replication.Bulk
 	}
@@ -255,6 +263,7 @@ func (n *Node) write(ctx context.Context, requests []revocation.Request, o Write
 		t.Validated = t.elapsed()
 	}
 	if len(w.entries) > 0 {
+		committing = true
 		if err := n.commit(ctx, w); err != nil {
 			return written{}, err
 		}
@@ -363,6 +372,15 @@ type writing struct {
 	blocks   []blocked           // blocks and unblocks among the entries, or covered
 	origins  broughtOrigins      // that the batch brought to the disk
 	renames  bool                // what the table has already gets the dots of these entries
+
+	holdsKeys bool // the ring cannot change until these records are in the table
+}
+
+func (w *writing) releaseKeys() {
+	if w.holdsKeys {
+		w.holdsKeys = false
+		w.node.keys.writes.RUnlock()
+	}
 }
 
 // entry is one record; shape is its definition.
@@ -546,6 +564,7 @@ func (n *Node) commit(ctx context.Context, w *writing) error {
 
 // merged is called in commit order when w is as durable as this node makes it, or has failed.
 func (n *Node) merged(w *writing, err error) {
+	defer w.releaseKeys()
 	n.inflight.Add(-int64(len(w.entries)))
 	if err != nil {
 		n.quotas.giveBack(w.charges)

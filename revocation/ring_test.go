@@ -230,6 +230,9 @@ func TestRingInForce(t *testing.T) {
 		}
 	}
 	refused("a record of a key to come", 1)
+	if err := newTable(t, Policy{}).SetRing(dropped(t, inUse, testKey), 0); err != nil {
+		t.Fatalf("without records, at no time: %v", err)
+	}
 	wantStatus(t, "refused", table.Check(alive, t0), Active)
 	if err := table.SetRing(two, t0); err != nil {
 		t.Fatal(err)

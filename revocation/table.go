@@ -87,7 +87,7 @@ func (t *Table) Retire(next Ring, now int64) error {
 		if next.Has(k.Number, k.ID) {
 			continue
 		}
-		if until := old.liveUntil(k.Number & 1); until >= sec {
+		if until := old.liveUntil(k.Number & 1); until != 0 && until >= sec {
 			return fmt.Errorf("%w: there are records of key %s for %d s", ErrKey, k.ID, until-sec+1)
 		}
 		retired[k.Number&1] = true

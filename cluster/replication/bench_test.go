@@ -70,7 +70,7 @@ func BenchmarkClients(b *testing.B) {
 	}
 	for id := range PeerID(clients) {
 		r.Step(now, Connected{Peer: id, Client: true})
-		r.Step(now, Received{id, frames(func(w *writer) { w.hello(hello{1, 0, "c", Incarnation{}, 1, true}) })})
+		r.Step(now, Received{id, frames(func(w *writer) { w.hello(hello{1, 0, "c", Incarnation{}, 1, true, true}) })})
 		r.Step(now, Received{id, frames(func(w *writer) { w.frame(frameVector); w.uint(0); w.end() })})
 	}
 	var message []byte

@@ -16,14 +16,20 @@ func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
 	w := &writer{b: b}
 	if !p.helped {
 		p.helped = true
-		w.hello(hello{protocolVersion, r.cfg.KeyID, r.cfg.Name, r.cfg.Incarnation, r.cfg.Boot, r.cfg.Client})
+		w.hello(hello{protocolVersion, r.cfg.KeyID, r.cfg.Name, r.cfg.Incarnation, r.cfg.Boot, r.cfg.Client, true})
 	}
 	if !p.hello {
 		p.woken = len(w.b) > len(b)
 		return outgoing(w.b, len(b))
 	}
 	start := len(b)
-	// In this order: what the origins are that anything below names, under which voters, up to where, and what that answers.
+	// In this order: under which keys records are, what the origins are that anything below names, under which voters, up to where, and what that answers.
+	if p.toldKeys != r.keysVersion {
+		p.toldKeys = r.keysVersion
+		w.frame(frameKeys)
+		w.string(string(r.keys))
+		w.end()
+	}
 	w.b = append(w.b, p.names...)
 	p.names = p.names[:0]
 	r.fillVoters(w, p)

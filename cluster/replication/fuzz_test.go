@@ -56,7 +56,7 @@ func messages() [][]byte {
 		one(frameAuditEnd, func(w *writer) { w.uint(1) }),
 		one(frameWindow, func(w *writer) { w.uint(1) }),
 		one(frameVoters, func(w *writer) { w.fixed(1); w.flag(true); w.uint(1); w.uint(1); w.string("a") }),
-		frames(func(w *writer) { w.hello(hello{1, 0, "b", Incarnation{}, 1, false}) }),
+		frames(func(w *writer) { w.hello(hello{1, 0, "b", Incarnation{}, 1, false, true}) }),
 	}
 }
 

@@ -83,7 +83,7 @@ func TestVectorsNameWhatIsKnown(t *testing.T) {
 			now := Now{Mono: time.Hour, Wall: 1_800_000_000_000, Guarded: 1_800_000_000_000}
 			r.Step(now, Connected{Peer: 1, Name: "b"})
 			r.Step(now, Received{1, frames(func(w *writer) {
-				w.hello(hello{1, 0, "b", Incarnation{9}, 1, false})
+				w.hello(hello{1, 0, "b", Incarnation{9}, 1, false, true})
 				for i, n := range []uint64{24, 7} {
 					w.names(uint64(6+i), list[i].ID, "c", 24, 0, false)
 					w.claims(uint64(6+i), n)

@@ -68,6 +68,10 @@ type Replica struct {
 	scan    *scan
 	serving int
 
+	keys        []byte
+	keysVersion uint64 // counts their changes; 0: there are none to tell
+	severalKeys bool
+
 	voters  Voters
 	votes   bool // this replica is a voter
 	views   map[string]time.Duration
@@ -138,6 +142,9 @@ type peer struct {
 	// Under which voters it acknowledges and answers, and what it was told of ours.
 	hash, toldHash   uint64
 	votes, toldVotes bool
+
+	toldKeys  uint64 // version of ours that it was sent
+	knowsKeys bool   // it understands them
 
 	probes []probe
 	viewed time.Duration // as of then everything that it held is here
@@ -274,6 +281,8 @@ func (r *Replica) Step(now Now, e Event) *Outputs {
 		r.journaled(e.Token)
 	case SetVoters:
 		r.setVoters(e.Voters, e.Self)
+	case SetKeys:
+		r.setKeys(e)
 	case SendControl:
 		if p := r.peers[e.Peer]; p != nil && p.waiting()+len(e.Message) < maxOut && len(e.Message) <= maxControl && p.controls < maxControls {
 			p.controls++
@@ -294,6 +303,23 @@ func (r *Replica) Step(now Now, e Event) *Outputs {
 	r.flush()
 	return &r.out
 }
+
+func (r *Replica) setKeys(e SetKeys) {
+	r.keys, r.severalKeys = e.Keys, e.Several
+	r.keysVersion++
+	for _, p := range slices.Clone(r.order) {
+		switch {
+		case p.hello && r.severalKeys && !p.knowsKeys:
+			r.out.Close = append(r.out.Close, Closing{p.id, errOneKey})
+			r.disconnect(p.id)
+		case p.hello:
+			r.wake(p)
+		}
+	}
+}
+
+// errOneKey ends sessions with versions that would hold records under other keys and never find them.
+var errOneKey = fmt.Errorf("%w: its version knows of one fingerprint key, and there are several", ErrIncompatible)
 
 // without reports whether a rule is left out, in tests.
 func (r *Replica) without(name string) bool { return r.cfg.Mutant != nil && r.cfg.Mutant(name) }
@@ -570,6 +596,10 @@ func (r *Replica) frame(p *peer, t frameType, f *reader) error {
 			return fmt.Errorf("%w: a control message of %d bytes, limit %d", ErrProtocol, len(f.b), maxControl)
 		}
 		r.out.Control = append(r.out.Control, Control{p.id, p.name, slices.Clone(f.take(len(f.b)))})
+	case frameKeys:
+		if b := f.take(int(f.limited(maxKeys))); f.err == nil {
+			r.out.Keys = append(r.out.Keys, Keys{p.id, p.name, slices.Clone(b)})
+		}
 	case frameAudit:
 		r.receiveAudit(p, f)
 	case frameSums:
@@ -601,7 +631,10 @@ func (r *Replica) receiveHello(p *peer, f *reader) error {
 		return fmt.Errorf("%w: it has this node's name", ErrIncompatible)
 	case p.client && !h.client:
 		return fmt.Errorf("%w: a client that says it is a node", ErrIncompatible)
+	case r.severalKeys && !h.keys && !r.without("one-key-peers"):
+		return errOneKey
 	}
+	p.knowsKeys = h.keys
 	p.hello, p.name, p.client, p.incarnation = true, h.name, h.client, h.incarnation
 	r.wake(p)
 	return nil

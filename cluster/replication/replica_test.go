@@ -322,10 +322,10 @@ func TestClientIsBelievedAboutItselfOnly(t *testing.T) {
 // Another key, another name, no hello.
 func TestIncompatiblePeers(t *testing.T) {
 	for name, message := range map[string][]byte{
-		"another key":  frames(func(w *writer) { w.hello(hello{1, 99, "b", Incarnation{}, 1, false}) }),
-		"another name": frames(func(w *writer) { w.hello(hello{1, 0, "c", Incarnation{}, 1, false}) }),
-		"this name":    frames(func(w *writer) { w.hello(hello{1, 0, "a", Incarnation{}, 1, false}) }),
-		"version 0":    frames(func(w *writer) { w.hello(hello{0, 0, "b", Incarnation{}, 1, false}) }),
+		"another key":  frames(func(w *writer) { w.hello(hello{1, 99, "b", Incarnation{}, 1, false, true}) }),
+		"another name": frames(func(w *writer) { w.hello(hello{1, 0, "c", Incarnation{}, 1, false, true}) }),
+		"this name":    frames(func(w *writer) { w.hello(hello{1, 0, "a", Incarnation{}, 1, false, true}) }),
+		"version 0":    frames(func(w *writer) { w.hello(hello{0, 0, "b", Incarnation{}, 1, false, true}) }),
 		"no hello":     frames(func(w *writer) { w.frame(frameProbe); w.uint(1); w.end() }),
 	} {
 		r, err := New(testConfig("a"), newTable(), nil, nil)
@@ -336,6 +336,53 @@ func TestIncompatiblePeers(t *testing.T) {
 		if out := r.Step(Now{}, Received{1, message}); len(out.Close) != 1 || !errors.Is(out.Close[0].Err, ErrIncompatible) && !errors.Is(out.Close[0].Err, ErrProtocol) {
 			t.Errorf("%s: %v", name, out.Close)
 		}
+	}
+}
+
+// Who knows of one key is talked to as long as there is one. What is known of the keys goes ahead of all that follows.
+func TestVersionsWithOneKey(t *testing.T) {
+	for _, knows := range []bool{false, true} {
+		r, err := New(testConfig("a"), newTable(), nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		greet := func(id PeerID, name string) *Outputs {
+			r.Step(Now{}, Connected{Peer: id, Name: name})
+			return r.Step(Now{}, Received{id, frames(func(w *writer) { w.hello(hello{1, 0, name, Incarnation{}, 1, false, knows}) })})
+		}
+		r.Step(Now{}, SetKeys{Keys: []byte("one")})
+		if out := greet(1, "b"); len(out.Close) != 0 {
+			t.Fatalf("%v: %v", knows, out.Close)
+		}
+		for len(r.Fill(Now{}, 1, nil)) > 0 {
+			continue
+		}
+		out := r.Step(Now{}, SetKeys{Keys: []byte("two"), Several: true})
+		if closed := len(out.Close) == 1 && errors.Is(out.Close[0].Err, ErrIncompatible); closed == knows {
+			t.Errorf("%v: %+v", knows, out.Close)
+		}
+		if out = greet(2, "c"); (len(out.Close) == 0) != knows {
+			t.Errorf("%v: %+v", knows, out.Close)
+		}
+		if !knows {
+			continue
+		}
+		in := reader{b: r.Fill(Now{}, 1, nil)}
+		if frame, f, ok := in.next(); !ok || frame != frameKeys || f.string(maxKeys) != "two" {
+			t.Errorf("the first frame is %d", frame)
+		}
+	}
+
+	// Nodes tell each other; a client tells nobody.
+	p := newPair(t, nil)
+	p.step(0, SetKeys{Keys: []byte("x")})
+	message := frames(func(w *writer) { w.frame(frameKeys); w.string("y"); w.bytes('m', 'o', 'r', 'e'); w.end() })
+	if out := p.r[0].Step(p.now, Received{1, message}); len(out.Keys) != 1 || string(out.Keys[0].Keys) != "y" || len(out.Close) != 0 {
+		t.Errorf("%+v", out)
+	}
+	long := frames(func(w *writer) { w.frame(frameKeys); w.string(string(make([]byte, maxKeys+1))); w.end() })
+	if out := p.r[0].Step(p.now, Received{1, long}); len(out.Close) != 1 || !errors.Is(out.Close[0].Err, ErrProtocol) {
+		t.Errorf("%+v", out)
 	}
 }
 

@@ -34,7 +34,7 @@ func newRogueTest(t testing.TB, change func(c *Config)) *rogueTest {
 func (x *rogueTest) connect() {
 	x.closed = nil
 	x.event(Connected{Peer: roguePeer, Name: "r"})
-	x.say(func(w *writer) { w.hello(hello{1, 0, "r", Incarnation{9}, 1, false}) })
+	x.say(func(w *writer) { w.hello(hello{1, 0, "r", Incarnation{9}, 1, false, true}) })
 }
 
 func (x *rogueTest) event(e Event) {

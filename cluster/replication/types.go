@@ -256,6 +256,12 @@ type (
 		Peer    PeerID
 		Message []byte
 	}
+	// SetKeys: what the host knows the keys of records by has changed. It is sent to all peers ahead of what is written behind this event, and means nothing here. Several: records
+	// may be under another key than the first, so that peers which know only of one cannot be talked to.
+	SetKeys struct {
+		Keys    []byte // at most 1 KiB; kept
+		Several bool
+	}
 	// Tick: nothing happened, but time passed: see [Replica.Deadline].
 	Tick struct{}
 )
@@ -267,6 +273,7 @@ func (Written) event()      {}
 func (Journaled) event()    {}
 func (SetVoters) event()    {}
 func (SendControl) event()  {}
+func (SetKeys) event()      {}
 func (Tick) event()         {}
 
 // JournalWrite is what the host must make durable, in the order of tokens. Then it says [Journaled].
@@ -290,6 +297,13 @@ type Control struct {
 	Message []byte
 }
 
+// Keys is what a node knows the keys of records by: see [SetKeys].
+type Keys struct {
+	Peer PeerID
+	Name string
+	Keys []byte
+}
+
 // CaughtUp is a peer whose holdings are durable here, as of a moment when it followed the voters with this hash.
 type CaughtUp struct {
 	Name        string
@@ -311,6 +325,7 @@ type Outputs struct {
 	Dropped []uint32 // indices of origins that nothing refers to any more
 	Reissue []Record // content that needs a name: to be written by this node under a dot of its own, which takes the place of the one that it is held under
 	Control []Control
+	Keys    []Keys
 	Close   []Closing
 	// CaughtUp names peers of which this replica holds durably all that they held at some moment under the voters that both follow.
 	CaughtUp []CaughtUp
@@ -323,6 +338,6 @@ type Outputs struct {
 func (o *Outputs) reset() {
 	*o = Outputs{
 		Wake: o.Wake[:0], Journal: o.Journal[:0], Origins: o.Origins[:0], Dropped: o.Dropped[:0], Reissue: o.Reissue[:0],
-		Control: o.Control[:0], Close: o.Close[:0], Changed: o.Changed[:0], CaughtUp: o.CaughtUp[:0],
+		Control: o.Control[:0], Keys: o.Keys[:0], Close: o.Close[:0], Changed: o.Changed[:0], CaughtUp: o.CaughtUp[:0],
 	}
 }

@@ -31,7 +31,8 @@ const (
 	frameWindow    frameType = 19 // records of scans that have been taken in, in all
 	frameEarly     frameType = 21 // scan, n times a record as in frameScanned, ahead of its place there
 	frameVoters    frameType = 20 // from here on: hash 8 of the configuration, whether the sender votes 1, number, n, n names
-	frameUnknown   frameType = 22 // and all above: of later versions, skipped
+	frameKeys      frameType = 22 // length, what the host knows the keys of records by: of nodes only, ahead of records under keys that are in it
+	frameUnknown   frameType = 23 // and all above: of later versions, skipped
 )
 
 // Limits of the format.
@@ -40,6 +41,7 @@ const (
 	maxMessage    = 1 << 20
 	maxControl    = 64 << 10
 	maxDefinition = 4 << 10
+	maxKeys       = 1 << 10
 	// MaxMessage is the size of the largest message that Fill writes or Received takes.
 	MaxMessage = maxMessage
 )
@@ -52,6 +54,7 @@ type hello struct {
 	incarnation Incarnation
 	boot        uint64
 	client      bool
+	keys        bool // it understands frameKeys; versions that know of one key leave that out
 }
 
 // writer builds messages.
@@ -173,6 +176,7 @@ func (w *writer) hello(h hello) {
 	w.bytes(h.incarnation[:]...)
 	w.fixed(h.boot)
 	w.flag(h.client)
+	w.flag(h.keys)
 	w.end()
 }
 
@@ -184,6 +188,7 @@ func (r *reader) hello() (h hello) {
 	copy(h.incarnation[:], r.take(len(h.incarnation)))
 	h.boot = r.fixed()
 	h.client = r.flag()
+	h.keys = len(r.b) > 0 && r.flag()
 	return h
 }
 

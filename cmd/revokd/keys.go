@@ -19,8 +19,8 @@ import (
 func (c *cli) keysCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "keys",
-		Short: "Show and rotate the keys that seal gossip",
-		Long: `Show and rotate the keys that seal gossip. A node opens what any key of its ring has sealed, and seals with the first one.
+		Short: "Show and rotate the keys that seal gossip, and those of fingerprints",
+		Long: `Show and rotate the keys that seal gossip (those under which revocations are stored: "revokd keys fingerprint"). A node opens what any key of its ring has sealed, and seals with the first one.
 Whoever has such a key can pretend to be a member; it opens no revocation: those travel over other connections.
 
 A key is rotated on all nodes at once, in three commands, each when the one before has reached every node:
@@ -36,7 +36,7 @@ generate". A node keeps its ring in its data directory (gossip.keys); once that 
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(c.keysListCommand(), c.keysInstallCommand(), c.keysUseCommand(), c.keysRemoveCommand(), c.keysGenerateCommand())
+	cmd.AddCommand(c.keysListCommand(), c.keysInstallCommand(), c.keysUseCommand(), c.keysRemoveCommand(), c.keysGenerateCommand(), c.fingerprintCommand())
 	return cmd
 }
 

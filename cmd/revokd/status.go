@@ -71,7 +71,7 @@ func statusText(w io.Writer, s *revokdv1.StatusResponse) {
 		{"clock", s.GetClock()},
 		{"now", formatTime(s.GetNow())},
 		{"guarded time", formatTime(s.GetGuarded())},
-		{"key id", s.GetKeyId()},
+		{"key id", keyText(s)},
 		{"issuers", strings.Join(s.GetIssuers(), ", ")},
 	}
 	if n := s.GetBlocksEndingSoon(); n > 0 {
@@ -180,4 +180,12 @@ func (c *cli) readiness(ctx context.Context) (r readiness, err error) {
 		return r, fmt.Errorf("%s/readyz: unexpected answer %s: is this a revokd node?", base, res.Status)
 	}
 	return r, nil
+}
+
+// keyText names the fingerprint keys: if there has been another than the first, the one in use first.
+func keyText(s *revokdv1.StatusResponse) string {
+	if keys := s.GetFingerprintKeys(); len(keys) > 1 || len(keys) == 1 && keys[0] != s.GetKeyId() {
+		return s.GetKeyId() + " (now " + strings.Join(keys, ", ") + ")"
+	}
+	return s.GetKeyId()
 }

@@ -57,10 +57,11 @@ var access = map[string][]pki.Role{
 	revokdv1connect.ReplicationServiceLookupProcedure:   followers,
 	filterPath: followers,
 
-	revokdv1connect.ClusterServiceJoinProcedure:         admins,
-	revokdv1connect.ClusterServiceLeaveProcedure:        admins,
-	revokdv1connect.ClusterServiceChangeVotersProcedure: admins,
-	revokdv1connect.ClusterServiceGossipKeysProcedure:   adminsNodes, // a node carries an admin's change to the others
+	revokdv1connect.ClusterServiceJoinProcedure:            admins,
+	revokdv1connect.ClusterServiceLeaveProcedure:           admins,
+	revokdv1connect.ClusterServiceChangeVotersProcedure:    admins,
+	revokdv1connect.ClusterServiceGossipKeysProcedure:      adminsNodes, // a node carries an admin's change to the others
+	revokdv1connect.ClusterServiceFingerprintKeysProcedure: admins,
 	backupPath: admins,
 
 	// Of development nodes, which have them only then.

@@ -260,8 +260,13 @@ func (t *trail) receipt(ctx context.Context, r node.Receipt, items int64, err er
 
 // changesNothing reports whether a request of an audited procedure changes nothing.
 func changesNothing(request any) bool {
-	m, ok := request.(*revokdv1.GossipKeysRequest)
-	return ok && m.GetChange() == nil
+	switch m := request.(type) {
+	case *revokdv1.GossipKeysRequest:
+		return m.GetChange() == nil
+	case *revokdv1.FingerprintKeysRequest:
+		return m.GetChange() == nil
+	}
+	return false
 }
 
 // change is the line of a change of the cluster.
@@ -292,6 +297,15 @@ func (t *trail) change(e *audit.Event, request any) {
 			e.Change, e.Name = "use", c.Use
 		case *revokdv1.GossipKeysRequest_Remove:
 			e.Change, e.Name = "remove", c.Remove
+		}
+	case *revokdv1.FingerprintKeysRequest:
+		switch c := m.GetChange().(type) {
+		case *revokdv1.FingerprintKeysRequest_Add:
+			e.Change = "add"
+		case *revokdv1.FingerprintKeysRequest_Use:
+			e.Change, e.Name = "use", c.Use
+		case *revokdv1.FingerprintKeysRequest_Drop:
+			e.Change, e.Name = "drop", c.Drop
 		}
 	}
 	e.Name = cut(e.Name, maxComment)
@@ -362,7 +376,8 @@ func isAudited(procedure string) bool {
 		revokdv1connect.RevocationServiceRehearseProcedure,
 		revokdv1connect.RevocationServiceBlockProcedure, revokdv1connect.RevocationServiceUnblockProcedure,
 		revokdv1connect.ClusterServiceJoinProcedure, revokdv1connect.ClusterServiceLeaveProcedure,
-		revokdv1connect.ClusterServiceChangeVotersProcedure, revokdv1connect.ClusterServiceGossipKeysProcedure, backupPath:
+		revokdv1connect.ClusterServiceChangeVotersProcedure, revokdv1connect.ClusterServiceGossipKeysProcedure,
+		revokdv1connect.ClusterServiceFingerprintKeysProcedure, backupPath:
 		return true
 	}
 	return false

@@ -125,6 +125,16 @@ func TestAuditOfCluster(t *testing.T) {
 	voters(&revokdv1.ChangeVotersRequest{Change: &revokdv1.ChangeVotersRequest_AcceptLoss{AcceptLoss: "n7"}})
 	keys(&revokdv1.GossipKeysRequest{})
 	keys(&revokdv1.GossipKeysRequest{Change: &revokdv1.GossipKeysRequest_Install{Install: secret}})
+	ring := func(r *revokdv1.FingerprintKeysRequest) *revokdv1.FingerprintKeysResponse {
+		res, err := service.FingerprintKeys(t.Context(), connect.NewRequest(r))
+		if err != nil {
+			return nil
+		}
+		return res.Msg
+	}
+	first := ring(&revokdv1.FingerprintKeysRequest{}).GetKeys()[0]
+	ring(&revokdv1.FingerprintKeysRequest{Change: &revokdv1.FingerprintKeysRequest_Add{Add: true}})
+	ring(&revokdv1.FingerprintKeysRequest{Change: &revokdv1.FingerprintKeysRequest_Use{Use: first.GetId()}})
 	if _, err := service.Join(t.Context(), connect.NewRequest(&revokdv1.JoinRequest{Addresses: []string{"127.0.0.1:9"}})); err != nil {
 		t.Error(err)
 	}
@@ -138,7 +148,8 @@ func TestAuditOfCluster(t *testing.T) {
 	}
 	want := []string{
 		"ChangeVoters add n1 done ", "ChangeVoters remove n1 refused voters", "ChangeVoters accept_loss n7 refused voters",
-		"GossipKeys install " + cluster.KeyID(make([]byte, 32)) + " refused no_cluster", "Join join 127.0.0.1:9 done ",
+		"GossipKeys install " + cluster.KeyID(make([]byte, 32)) + " refused no_cluster",
+		"FingerprintKeys add <nil> done ", "FingerprintKeys use " + first.GetId() + " refused conflict", "Join join 127.0.0.1:9 done ",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)

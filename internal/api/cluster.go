@@ -188,5 +188,10 @@ func (s clusters) Identity(context.Context, *connect.Request[revokdv1.IdentityRe
 		return nil, err
 	}
 	m.Policy, m.Slack = policy, durationpb.New(s.node.Slack())
+	if ring := s.node.Ring(); !ring.Single() {
+		if m.Ring, err = ring.MarshalBinary(); err != nil {
+			return nil, err
+		}
+	}
 	return connect.NewResponse(m), nil
 }

@@ -49,6 +49,7 @@ var matrix = map[string]string{
 	"POST /revokd.v1.ClusterService/Leave":           adminOnly,
 	"POST /revokd.v1.ClusterService/ChangeVoters":    adminOnly,
 	"POST /revokd.v1.ClusterService/GossipKeys":      "admin node",
+	"POST /revokd.v1.ClusterService/FingerprintKeys": adminOnly,
 	"POST /revokd.v1.DevService/MintToken":           asks,
 
 	"POST /grpc.health.v1.Health/Check":                                   anyone,

@@ -4,6 +4,7 @@ import (
 	"math"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -114,6 +115,7 @@ var (
 	descShapes      = desc("live_shapes", "Combinations of claim names with live records.")
 	descShapesLimit = desc("live_shapes_limit", "Combinations of claim names that writers may bring to life.")
 	descEnding      = desc("blocks_ending", "Blocks in force that end within 7 days, counted every ten minutes.")
+	descKeyRecords  = desc("fingerprint_key_records", "Live records by the fingerprint key that they were made under, counted every ten minutes.", "key", "in_use")
 	descKinds       = desc("records_by_rule", "Live records by the claims that they name and their rule, counted every ten minutes; the 100 largest kinds, and the rest as other.", "claims", "rule")
 	descFilterFull  = desc("filter_saturation", "Records that the filter holds, freed ones included, over those it is made for.")
 	descFilterWrong = desc("filter_false_positives_ratio", "Share of absent keys that the filter cannot exclude, measured every ten minutes.")
@@ -224,6 +226,9 @@ func (c nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descShapesLimit, revocation.MaxLiveShapes)
 	gauge(descEnding, float64(st.Census.BlocksEnding))
 	collectKinds(st.Census.Kinds, gauge)
+	for _, k := range st.Keys {
+		gauge(descKeyRecords, float64(k.Records), k.ID.String(), strconv.FormatBool(k.Primary))
+	}
 	gauge(descFilterFull, st.Table.Saturation)
 	gauge(descFilterWrong, st.Census.FilterWrong)
 	gauge(descFilterBytes, float64(st.Table.FilterBits/8))

@@ -277,6 +277,9 @@ func (s revocations) Status(context.Context, *connect.Request[revokdv1.StatusReq
 		Uptime: durationpb.New(st.Uptime), KeyId: st.KeyID.String(), Dev: s.cfg.Dev != nil, Issuers: s.node.Policy().IssuerNames(),
 		Replication: replicationAnswer(st, s.node.Peers()),
 	}
+	for _, k := range st.Keys {
+		m.FingerprintKeys = append(m.FingerprintKeys, k.ID.String())
+	}
 	if j := st.Journal; j != nil {
 		m.Journal = &revokdv1.JournalStatus{Dir: st.JournalDir, Bytes: j.Bytes, Files: int64(j.Files), Cut: j.Cut}
 		if j.Failed != nil {

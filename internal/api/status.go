@@ -104,6 +104,7 @@ var outcomes = []struct {
 	{voters.ErrBusy, outcome{code: connect.CodeResourceExhausted, kind: "busy", message: "too many changes of the voters are waiting", retry: 5}},
 	{voters.ErrTimeout, outcome{code: connect.CodeFailedPrecondition, kind: "voters", message: "the voters were not changed in time; the change may still come into force"}},
 	{node.ErrVoters, outcome{code: connect.CodeFailedPrecondition, kind: "voters", message: "the voters were not changed, or not yet"}},
+	{node.ErrKeys, outcome{code: connect.CodeFailedPrecondition, kind: "fingerprint_keys", message: "the fingerprint keys were not changed, or not everywhere yet"}},
 	{node.ErrSession, outcome{code: connect.CodeAborted, kind: "session", message: "the session is not wanted: there is one already, or the node is not ready"}},
 	{replication.ErrIncompatible, outcome{code: connect.CodePermissionDenied, kind: "incompatible", message: "the peer belongs to another cluster, has another fingerprint key or speaks another version"}},
 	{replication.ErrProtocol, outcome{code: connect.CodeInvalidArgument, kind: "malformed", field: "frames", message: "the message is malformed"}},
@@ -200,6 +201,9 @@ func outcomeOf(err error) (o outcome, valueKind string, known bool) {
 	}
 	if waits, ok := errors.AsType[*voters.WaitError](err); ok {
 		o.limit = "it waits for " + waits.For
+	}
+	if keys, ok := errors.AsType[*node.KeysError](err); ok {
+		o.limit = keys.Why
 	}
 	if !known {
 		o = internal

@@ -51,7 +51,7 @@ var reachable = map[string]error{
 	"token.ErrKeysUnavailable":     token.ErrKeysUnavailable,
 	"revocation.ErrDuplicateClaim": revocation.ErrDuplicateClaim, "revocation.ErrFull": revocation.ErrFull, "revocation.ErrShapes": revocation.ErrShapes, "revocation.ErrWriterShapes": revocation.ErrWriterShapes,
 	"node.ErrNotReady": node.ErrNotReady, "node.ErrClock": node.ErrClock, "node.ErrTooMany": node.ErrTooMany, "node.ErrBusy": node.ErrBusy,
-	"node.ErrAck": node.ErrAck, "node.ErrVoters": node.ErrVoters, "node.ErrNoCluster": node.ErrNoCluster, "node.ErrSession": node.ErrSession,
+	"node.ErrAck": node.ErrAck, "node.ErrVoters": node.ErrVoters, "node.ErrKeys": node.ErrKeys, "node.ErrNoCluster": node.ErrNoCluster, "node.ErrSession": node.ErrSession,
 	"node.ErrIdempotencyConflict": node.ErrIdempotencyConflict, "node.ErrSuperseded": node.ErrSuperseded, "node.ErrNoJournal": node.ErrNoJournal, "node.ErrQuota": node.ErrQuota,
 	"journal.ErrDisk": journal.ErrDisk, "journal.ErrFull": journal.ErrFull,
 }

@@ -266,7 +266,7 @@ func (a *agent) assemble(ctx context.Context) error {
 	a.node, err = node.New(node.Config{
 		Name: a.cfg.NodeName, Version: a.cfg.Version,
 		Durability: durability, Dir: filepath.Join(a.dir, journalDir),
-		Key: key, Policy: a.verifier.Policy(),
+		Key: key, RingFile: filepath.Join(a.dir, ringFile), Policy: a.verifier.Policy(),
 		Store:  ttlstore.Config{MaxItems: a.cfg.MaxRecords, MaxBytes: a.cfg.MaxMemory},
 		Logger: a.cfg.Logger, Cluster: members, MaxStaleness: a.cfg.Cluster.MaxStaleness, AckTimeout: a.cfg.Cluster.AckTimeout,
 		NodeRecords: a.cfg.Cluster.NodeRecords, NodeRate: a.cfg.Cluster.NodeRate, IssuerRecords: a.cfg.IssuerRecords,

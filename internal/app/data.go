@@ -95,8 +95,15 @@ func (d Data) Restore(ctx context.Context, backup io.Reader) (dir string, info n
 	if err != nil {
 		return "", info, err
 	}
+	ring, err := node.LoadRing(filepath.Join(dir, ringFile), key)
+	if err != nil {
+		return "", info, err
+	}
+	where := filepath.Join(dir, ringFile)
 	dir = filepath.Join(dir, journalDir)
-	info, err = node.RestoreJournal(ctx, dir, key, backup)
+	if info, err = node.RestoreJournal(ctx, dir, ring, backup); errors.Is(err, revocation.ErrKey) {
+		err = fmt.Errorf("%w: put the %s of the node that made the backup at %s first", err, ringFile, where)
+	}
 	return dir, info, err
 }
 

@@ -22,6 +22,7 @@ import (
 const (
 	identityFile = "identity.json"
 	journalDir   = "journal"
+	ringFile     = "fingerprint.ring" // the fingerprint keys, once there have been others than the first
 )
 
 const (

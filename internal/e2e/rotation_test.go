@@ -154,6 +154,31 @@ func TestRotation(t *testing.T) {
 	}
 	step("the first key gone")
 
+	fingerprints := func(args ...string) []string {
+		t.Helper()
+		var answer struct{ Keys []struct{ ID string } }
+		out := s.run(append(append([]string{"keys", "fingerprint"}, args...), flags...)...)
+		if err := json.Unmarshal([]byte(out), &answer); err != nil {
+			t.Fatalf("keys fingerprint %q: %v\n%s", args, err, out)
+		}
+		ids := make([]string, len(answer.Keys))
+		for i, k := range answer.Keys {
+			ids[i] = k.ID
+		}
+		return ids
+	}
+	if was = fingerprints("list"); len(was) != 1 {
+		t.Fatalf("fingerprint keys: %q", was)
+	}
+	if now = fingerprints("add"); len(now) != 2 || now[0] != was[0] {
+		t.Fatalf("fingerprint keys: %q, %q", was, now)
+	}
+	step("another fingerprint key")
+	if used := fingerprints("use", now[1]); used[0] != now[1] {
+		t.Fatalf("fingerprint keys: %q", used)
+	}
+	step("the other fingerprint key in use")
+
 	load.stop()
 	for _, err := range load.failures() {
 		t.Error(err)
@@ -169,13 +194,31 @@ func TestRotation(t *testing.T) {
 			}
 		}
 	}
-	// A start with what there is now.
-	last := s.nodes[2]
-	last.proc.Kill()
-	s.start(last)
-	s.until("n3 acknowledges again", func() error {
-		return revokes(t.Context(), s.nodes[0].api, "last", &revokdv1.WriteOptions{Ack: revokdv1.AckLevel_ACK_LEVEL_ALL})
-	})
+	// A start with what there is now, of each: its own file has the fingerprint keys of all that its journal has.
+	for i, n := range s.nodes {
+		n.proc.Kill()
+		s.start(n)
+		s.until(n.name+" acknowledges again", func() error {
+			return revokes(t.Context(), s.nodes[(i+1)%3].api, "last-"+n.name, &revokdv1.WriteOptions{Ack: revokdv1.AckLevel_ACK_LEVEL_ALL})
+		})
+		s.until("all have met "+n.name+" where it is now", func() error { // its ports are others
+			for _, m := range s.nodes {
+				res, err := m.adm.Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
+				if err != nil {
+					return err
+				}
+				for _, other := range res.Msg.GetMembers() {
+					if !other.GetConnected() && !other.GetSelf() || other.GetStatus() != "alive" {
+						return fmt.Errorf("%s says that %s is %s", m.name, other.GetName(), other.GetStatus())
+					}
+				}
+			}
+			return nil
+		})
+		for _, id := range []string{"replica-the-start", "replica-the-other-fingerprint-key-in-use", "last-" + n.name} {
+			s.until(n.name+" knows "+id, func() error { return checks(t.Context(), n.api, id, revokdv1.Verdict_VERDICT_REVOKED) })
+		}
+	}
 	t.Logf("%d requests on connections that stood, %d on new ones, none failed", load.done.Load(), load.fresh.Load())
 }
 

@@ -30,8 +30,9 @@ const (
 // Filtered is a filter of all live records of a replica, with what a client needs to follow on from there: every record that
 // Origins covers is in Filter, or has expired.
 type Filtered struct {
-	KeyID   uint64
-	Guarded int64 // Unix milliseconds, before the records were read
+	KeyID   uint64               // the name of the ring
+	Keys    []revocation.RingKey // that records in it may be made under
+	Guarded int64                // Unix milliseconds, before the records were read
 	Origins []FilteredOrigin
 	Live    []revocation.LiveClass
 	Filter  *bloom.Filter
@@ -69,6 +70,7 @@ func Filter(ctx context.Context, table *revocation.Table, keyID uint64, origins 
 			filter.Add(r.Fingerprint.Hi, r.Fingerprint.Lo)
 		})
 	}
+	f.Keys = table.Ring().Keys()
 	f.Live = table.LiveClasses(guarded) // behind the scan: whatever it has seen is in here
 	return f, nil
 }
@@ -77,6 +79,7 @@ func Filter(ctx context.Context, table *revocation.Table, keyID uint64, origins 
 type described struct {
 	Version int               `json:"version"`
 	KeyID   uint64            `json:"key_id,string"`
+	Keys    []describedKey    `json:"keys,omitempty"`
 	Guarded int64             `json:"guarded_ms"`
 	Origins []describedOrigin `json:"origins"`
 	Live    []describedLive   `json:"live"`
@@ -90,9 +93,15 @@ type describedOrigin struct {
 	Number  uint64 `json:"number"`
 }
 
+type describedKey struct {
+	ID     uint64 `json:"id,string"`
+	Number uint8  `json:"number"`
+}
+
 type describedLive struct {
 	Shape []byte `json:"shape"` // its definition
 	Class uint8  `json:"class"`
+	Key   uint8  `json:"key,omitempty"` // its number
 	Until uint32 `json:"until"`
 }
 
@@ -101,12 +110,15 @@ const filteredVersion = 1
 // WriteTo writes the length of a JSON document, four bytes big-endian, the document, and the filter in its envelope.
 func (f *Filtered) WriteTo(w io.Writer) (int64, error) {
 	d := described{Version: filteredVersion, KeyID: f.KeyID, Guarded: f.Guarded}
+	for _, k := range f.Keys {
+		d.Keys = append(d.Keys, describedKey{uint64(k.ID), k.Number})
+	}
 	for _, o := range f.Origins {
 		d.Origins = append(d.Origins, describedOrigin{uint64(o.ID), o.Node, o.Sealed, o.Expires, o.Number})
 	}
 	for _, l := range f.Live {
 		b, _ := l.Shape.AppendBinary(nil)
-		d.Live = append(d.Live, describedLive{b, uint8(l.Class), l.Until})
+		d.Live = append(d.Live, describedLive{b, uint8(l.Class), l.Key, l.Until})
 	}
 	text, err := json.Marshal(d)
 	if err != nil {
@@ -147,6 +159,12 @@ func ReadFiltered(r io.Reader, limit int64) (*Filtered, error) {
 		return nil, fmt.Errorf("%w: version %d with %d origins, limit %d", ErrFilter, d.Version, len(d.Origins), replication.MaxOrigins)
 	}
 	f := &Filtered{KeyID: d.KeyID, Guarded: d.Guarded}
+	if len(d.Keys) > 2 {
+		return nil, fmt.Errorf("%w: %d keys", ErrFilter, len(d.Keys))
+	}
+	for _, k := range d.Keys {
+		f.Keys = append(f.Keys, revocation.RingKey{ID: revocation.KeyID(k.ID), Number: k.Number})
+	}
 	for i, o := range d.Origins {
 		if o.Number > replication.MaxNumber || o.Sealed > replication.MaxNumber {
 			return nil, fmt.Errorf("%w: an origin's number is out of range", ErrFilter)
@@ -160,7 +178,7 @@ func ReadFiltered(r io.Reader, limit int64) (*Filtered, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrFilter, err)
 		}
-		f.Live = append(f.Live, revocation.LiveClass{Shape: shape, Class: revocation.Class(l.Class), Until: l.Until})
+		f.Live = append(f.Live, revocation.LiveClass{Shape: shape, Class: revocation.Class(l.Class), Key: l.Key, Until: l.Until})
 	}
 	if f.Filter, err = bloom.ReadFrom(in, limit); err != nil {
 		return nil, err

@@ -66,6 +66,9 @@ func TestFilteredRoundTrip(t *testing.T) {
 	if got.KeyID != 42 || got.Guarded != now || !reflect.DeepEqual(got.Live, f.Live) || len(got.Live) != 2 || got.Filter.Meta() != f.Filter.Meta() {
 		t.Errorf("%+v", got)
 	}
+	if len(got.Keys) != 1 || got.Keys[0].ID != (revocation.Key{1}).ID() || got.Keys[0].Number != 0 {
+		t.Errorf("%+v", got.Keys)
+	}
 	for i, o := range got.Origins { // indices are the reader's own
 		want := f.Origins[i]
 		want.Index = uint32(i + 1)

@@ -1032,6 +1032,225 @@ func (x *GossipKeysResponse) GetNodes() []*GossipKeysResponse_NodeKeys {
 	return nil
 }
 
+type FingerprintKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Change:
+	//
+	//	*FingerprintKeysRequest_Add
+	//	*FingerprintKeysRequest_Use
+	//	*FingerprintKeysRequest_Drop
+	Change        isFingerprintKeysRequest_Change `protobuf_oneof:"change"`
+	Timeout       *durationpb.Duration            `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"` // until all voters must have the change; at most 1 min, default 10 s
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FingerprintKeysRequest) Reset() {
+	*x = FingerprintKeysRequest{}
+	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FingerprintKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FingerprintKeysRequest) ProtoMessage() {}
+
+func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FingerprintKeysRequest.ProtoReflect.Descriptor instead.
+func (*FingerprintKeysRequest) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *FingerprintKeysRequest) GetChange() isFingerprintKeysRequest_Change {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *FingerprintKeysRequest) GetAdd() bool {
+	if x != nil {
+		if x, ok := x.Change.(*FingerprintKeysRequest_Add); ok {
+			return x.Add
+		}
+	}
+	return false
+}
+
+func (x *FingerprintKeysRequest) GetUse() string {
+	if x != nil {
+		if x, ok := x.Change.(*FingerprintKeysRequest_Use); ok {
+			return x.Use
+		}
+	}
+	return ""
+}
+
+func (x *FingerprintKeysRequest) GetDrop() string {
+	if x != nil {
+		if x, ok := x.Change.(*FingerprintKeysRequest_Drop); ok {
+			return x.Drop
+		}
+	}
+	return ""
+}
+
+func (x *FingerprintKeysRequest) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+type isFingerprintKeysRequest_Change interface {
+	isFingerprintKeysRequest_Change()
+}
+
+type FingerprintKeysRequest_Add struct {
+	Add bool `protobuf:"varint,1,opt,name=add,proto3,oneof"` // the node makes another key: records are looked up under it too
+}
+
+type FingerprintKeysRequest_Use struct {
+	Use string `protobuf:"bytes,2,opt,name=use,proto3,oneof"` // the id of a key, to make records under
+}
+
+type FingerprintKeysRequest_Drop struct {
+	Drop string `protobuf:"bytes,3,opt,name=drop,proto3,oneof"` // the id of a key that is not in use, of which all records have expired
+}
+
+func (*FingerprintKeysRequest_Add) isFingerprintKeysRequest_Change() {}
+
+func (*FingerprintKeysRequest_Use) isFingerprintKeysRequest_Change() {}
+
+func (*FingerprintKeysRequest_Drop) isFingerprintKeysRequest_Change() {}
+
+// FingerprintKeysResponse has the keys of the node that was asked, never the secrets.
+type FingerprintKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*FingerprintKey      `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"` // the first one is in use
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FingerprintKeysResponse) Reset() {
+	*x = FingerprintKeysResponse{}
+	mi := &file_revokd_v1_cluster_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FingerprintKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FingerprintKeysResponse) ProtoMessage() {}
+
+func (x *FingerprintKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_cluster_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FingerprintKeysResponse.ProtoReflect.Descriptor instead.
+func (*FingerprintKeysResponse) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *FingerprintKeysResponse) GetKeys() []*FingerprintKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type FingerprintKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	InUse         bool                   `protobuf:"varint,2,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	Records       uint64                 `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`                     // live ones made under it, when they were last counted
+	LiveUntil     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=live_until,json=liveUntil,proto3" json:"live_until,omitempty"` // there may be records of it so long; missing: there have been none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FingerprintKey) Reset() {
+	*x = FingerprintKey{}
+	mi := &file_revokd_v1_cluster_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FingerprintKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FingerprintKey) ProtoMessage() {}
+
+func (x *FingerprintKey) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_cluster_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FingerprintKey.ProtoReflect.Descriptor instead.
+func (*FingerprintKey) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *FingerprintKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *FingerprintKey) GetInUse() bool {
+	if x != nil {
+		return x.InUse
+	}
+	return false
+}
+
+func (x *FingerprintKey) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *FingerprintKey) GetLiveUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LiveUntil
+	}
+	return nil
+}
+
 type IdentityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1040,7 +1259,7 @@ type IdentityRequest struct {
 
 func (x *IdentityRequest) Reset() {
 	*x = IdentityRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1271,7 @@ func (x *IdentityRequest) String() string {
 func (*IdentityRequest) ProtoMessage() {}
 
 func (x *IdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1284,7 @@ func (x *IdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityRequest.ProtoReflect.Descriptor instead.
 func (*IdentityRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{16}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 type IdentityResponse struct {
@@ -1076,13 +1295,14 @@ type IdentityResponse struct {
 	GossipAddr     string                 `protobuf:"bytes,4,opt,name=gossip_addr,json=gossipAddr,proto3" json:"gossip_addr,omitempty"` // where the answering node gossips
 	Policy         []byte                 `protobuf:"bytes,5,opt,name=policy,proto3" json:"policy,omitempty"`                           // of the issuers' tokens, JSON
 	Slack          *durationpb.Duration   `protobuf:"bytes,6,opt,name=slack,proto3" json:"slack,omitempty"`                             // how long records are kept beyond their ExpiresAt
+	Ring           []byte                 `protobuf:"bytes,7,opt,name=ring,proto3" json:"ring,omitempty"`                               // the fingerprint keys in force, if there have been others than the first, which fingerprint_key is
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *IdentityResponse) Reset() {
 	*x = IdentityResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[17]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1314,7 @@ func (x *IdentityResponse) String() string {
 func (*IdentityResponse) ProtoMessage() {}
 
 func (x *IdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[17]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1327,7 @@ func (x *IdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityResponse.ProtoReflect.Descriptor instead.
 func (*IdentityResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{17}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IdentityResponse) GetKeyId() string {
@@ -1152,6 +1372,13 @@ func (x *IdentityResponse) GetSlack() *durationpb.Duration {
 	return nil
 }
 
+func (x *IdentityResponse) GetRing() []byte {
+	if x != nil {
+		return x.Ring
+	}
+	return nil
+}
+
 type GossipKeysResponse_NodeKeys struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1163,7 +1390,7 @@ type GossipKeysResponse_NodeKeys struct {
 
 func (x *GossipKeysResponse_NodeKeys) Reset() {
 	*x = GossipKeysResponse_NodeKeys{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[18]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1402,7 @@ func (x *GossipKeysResponse_NodeKeys) String() string {
 func (*GossipKeysResponse_NodeKeys) ProtoMessage() {}
 
 func (x *GossipKeysResponse_NodeKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[18]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,8 +1513,22 @@ const file_revokd_v1_cluster_proto_rawDesc = "" +
 	"\bNodeKeys\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\tR\x03ids\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\x11\n" +
-	"\x0fIdentityRequest\"\xdb\x01\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\x95\x01\n" +
+	"\x16FingerprintKeysRequest\x12\x12\n" +
+	"\x03add\x18\x01 \x01(\bH\x00R\x03add\x12\x12\n" +
+	"\x03use\x18\x02 \x01(\tH\x00R\x03use\x12\x14\n" +
+	"\x04drop\x18\x03 \x01(\tH\x00R\x04drop\x123\n" +
+	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeoutB\b\n" +
+	"\x06change\"H\n" +
+	"\x17FingerprintKeysResponse\x12-\n" +
+	"\x04keys\x18\x01 \x03(\v2\x19.revokd.v1.FingerprintKeyR\x04keys\"\x8c\x01\n" +
+	"\x0eFingerprintKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
+	"\x06in_use\x18\x02 \x01(\bR\x05inUse\x12\x18\n" +
+	"\arecords\x18\x03 \x01(\x04R\arecords\x129\n" +
+	"\n" +
+	"live_until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tliveUntil\"\x11\n" +
+	"\x0fIdentityRequest\"\xef\x01\n" +
 	"\x10IdentityResponse\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12'\n" +
 	"\x0ffingerprint_key\x18\x02 \x01(\fR\x0efingerprintKey\x12\x1d\n" +
@@ -1296,17 +1537,19 @@ const file_revokd_v1_cluster_proto_rawDesc = "" +
 	"\vgossip_addr\x18\x04 \x01(\tR\n" +
 	"gossipAddr\x12\x16\n" +
 	"\x06policy\x18\x05 \x01(\fR\x06policy\x12/\n" +
-	"\x05slack\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05slack2\xa0\x01\n" +
+	"\x05slack\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05slack\x12\x12\n" +
+	"\x04ring\x18\a \x01(\fR\x04ring2\xa0\x01\n" +
 	"\x12ReplicationService\x12F\n" +
 	"\bExchange\x12\x1a.revokd.v1.ExchangeMessage\x1a\x1a.revokd.v1.ExchangeMessage(\x010\x01\x12B\n" +
-	"\x06Lookup\x12\x18.revokd.v1.LookupRequest\x1a\x19.revokd.v1.LookupResponse\"\x03\x90\x02\x012\xad\x03\n" +
+	"\x06Lookup\x12\x18.revokd.v1.LookupRequest\x1a\x19.revokd.v1.LookupResponse\"\x03\x90\x02\x012\x87\x04\n" +
 	"\x0eClusterService\x12E\n" +
 	"\aMembers\x12\x19.revokd.v1.MembersRequest\x1a\x1a.revokd.v1.MembersResponse\"\x03\x90\x02\x01\x127\n" +
 	"\x04Join\x12\x16.revokd.v1.JoinRequest\x1a\x17.revokd.v1.JoinResponse\x12:\n" +
 	"\x05Leave\x12\x17.revokd.v1.LeaveRequest\x1a\x18.revokd.v1.LeaveResponse\x12O\n" +
 	"\fChangeVoters\x12\x1e.revokd.v1.ChangeVotersRequest\x1a\x1f.revokd.v1.ChangeVotersResponse\x12I\n" +
 	"\n" +
-	"GossipKeys\x12\x1c.revokd.v1.GossipKeysRequest\x1a\x1d.revokd.v1.GossipKeysResponse\x12C\n" +
+	"GossipKeys\x12\x1c.revokd.v1.GossipKeysRequest\x1a\x1d.revokd.v1.GossipKeysResponse\x12X\n" +
+	"\x0fFingerprintKeys\x12!.revokd.v1.FingerprintKeysRequest\x1a\".revokd.v1.FingerprintKeysResponse\x12C\n" +
 	"\bIdentity\x12\x1a.revokd.v1.IdentityRequest\x1a\x1b.revokd.v1.IdentityResponseB3Z1github.com/revokd/revokd/proto/revokd/v1;revokdv1b\x06proto3"
 
 var (
@@ -1321,7 +1564,7 @@ func file_revokd_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_revokd_v1_cluster_proto_rawDescData
 }
 
-var file_revokd_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_revokd_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_revokd_v1_cluster_proto_goTypes = []any{
 	(*ExchangeMessage)(nil),             // 0: revokd.v1.ExchangeMessage
 	(*LookupRequest)(nil),               // 1: revokd.v1.LookupRequest
@@ -1339,51 +1582,59 @@ var file_revokd_v1_cluster_proto_goTypes = []any{
 	(*ChangeVotersResponse)(nil),        // 13: revokd.v1.ChangeVotersResponse
 	(*GossipKeysRequest)(nil),           // 14: revokd.v1.GossipKeysRequest
 	(*GossipKeysResponse)(nil),          // 15: revokd.v1.GossipKeysResponse
-	(*IdentityRequest)(nil),             // 16: revokd.v1.IdentityRequest
-	(*IdentityResponse)(nil),            // 17: revokd.v1.IdentityResponse
-	(*GossipKeysResponse_NodeKeys)(nil), // 18: revokd.v1.GossipKeysResponse.NodeKeys
-	(*durationpb.Duration)(nil),         // 19: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),       // 20: google.protobuf.Timestamp
+	(*FingerprintKeysRequest)(nil),      // 16: revokd.v1.FingerprintKeysRequest
+	(*FingerprintKeysResponse)(nil),     // 17: revokd.v1.FingerprintKeysResponse
+	(*FingerprintKey)(nil),              // 18: revokd.v1.FingerprintKey
+	(*IdentityRequest)(nil),             // 19: revokd.v1.IdentityRequest
+	(*IdentityResponse)(nil),            // 20: revokd.v1.IdentityResponse
+	(*GossipKeysResponse_NodeKeys)(nil), // 21: revokd.v1.GossipKeysResponse.NodeKeys
+	(*durationpb.Duration)(nil),         // 22: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),       // 23: google.protobuf.Timestamp
 }
 var file_revokd_v1_cluster_proto_depIdxs = []int32{
-	19, // 0: revokd.v1.LookupResponse.quorum_age:type_name -> google.protobuf.Duration
-	19, // 1: revokd.v1.LookupResponse.all_age:type_name -> google.protobuf.Duration
+	22, // 0: revokd.v1.LookupResponse.quorum_age:type_name -> google.protobuf.Duration
+	22, // 1: revokd.v1.LookupResponse.all_age:type_name -> google.protobuf.Duration
 	6,  // 2: revokd.v1.MembersResponse.members:type_name -> revokd.v1.Member
 	5,  // 3: revokd.v1.MembersResponse.voters:type_name -> revokd.v1.Voters
-	20, // 4: revokd.v1.Member.since:type_name -> google.protobuf.Timestamp
-	19, // 5: revokd.v1.Member.rtt:type_name -> google.protobuf.Duration
-	19, // 6: revokd.v1.Member.clock_offset:type_name -> google.protobuf.Duration
-	19, // 7: revokd.v1.Member.view_age:type_name -> google.protobuf.Duration
-	19, // 8: revokd.v1.Member.audit_age:type_name -> google.protobuf.Duration
+	23, // 4: revokd.v1.Member.since:type_name -> google.protobuf.Timestamp
+	22, // 5: revokd.v1.Member.rtt:type_name -> google.protobuf.Duration
+	22, // 6: revokd.v1.Member.clock_offset:type_name -> google.protobuf.Duration
+	22, // 7: revokd.v1.Member.view_age:type_name -> google.protobuf.Duration
+	22, // 8: revokd.v1.Member.audit_age:type_name -> google.protobuf.Duration
 	7,  // 9: revokd.v1.Member.lag:type_name -> revokd.v1.Lag
-	19, // 10: revokd.v1.Lag.p50:type_name -> google.protobuf.Duration
-	19, // 11: revokd.v1.Lag.p99:type_name -> google.protobuf.Duration
-	19, // 12: revokd.v1.Lag.last:type_name -> google.protobuf.Duration
-	19, // 13: revokd.v1.ChangeVotersRequest.timeout:type_name -> google.protobuf.Duration
+	22, // 10: revokd.v1.Lag.p50:type_name -> google.protobuf.Duration
+	22, // 11: revokd.v1.Lag.p99:type_name -> google.protobuf.Duration
+	22, // 12: revokd.v1.Lag.last:type_name -> google.protobuf.Duration
+	22, // 13: revokd.v1.ChangeVotersRequest.timeout:type_name -> google.protobuf.Duration
 	5,  // 14: revokd.v1.ChangeVotersResponse.voters:type_name -> revokd.v1.Voters
-	18, // 15: revokd.v1.GossipKeysResponse.nodes:type_name -> revokd.v1.GossipKeysResponse.NodeKeys
-	19, // 16: revokd.v1.IdentityResponse.slack:type_name -> google.protobuf.Duration
-	0,  // 17: revokd.v1.ReplicationService.Exchange:input_type -> revokd.v1.ExchangeMessage
-	1,  // 18: revokd.v1.ReplicationService.Lookup:input_type -> revokd.v1.LookupRequest
-	3,  // 19: revokd.v1.ClusterService.Members:input_type -> revokd.v1.MembersRequest
-	8,  // 20: revokd.v1.ClusterService.Join:input_type -> revokd.v1.JoinRequest
-	10, // 21: revokd.v1.ClusterService.Leave:input_type -> revokd.v1.LeaveRequest
-	12, // 22: revokd.v1.ClusterService.ChangeVoters:input_type -> revokd.v1.ChangeVotersRequest
-	14, // 23: revokd.v1.ClusterService.GossipKeys:input_type -> revokd.v1.GossipKeysRequest
-	16, // 24: revokd.v1.ClusterService.Identity:input_type -> revokd.v1.IdentityRequest
-	0,  // 25: revokd.v1.ReplicationService.Exchange:output_type -> revokd.v1.ExchangeMessage
-	2,  // 26: revokd.v1.ReplicationService.Lookup:output_type -> revokd.v1.LookupResponse
-	4,  // 27: revokd.v1.ClusterService.Members:output_type -> revokd.v1.MembersResponse
-	9,  // 28: revokd.v1.ClusterService.Join:output_type -> revokd.v1.JoinResponse
-	11, // 29: revokd.v1.ClusterService.Leave:output_type -> revokd.v1.LeaveResponse
-	13, // 30: revokd.v1.ClusterService.ChangeVoters:output_type -> revokd.v1.ChangeVotersResponse
-	15, // 31: revokd.v1.ClusterService.GossipKeys:output_type -> revokd.v1.GossipKeysResponse
-	17, // 32: revokd.v1.ClusterService.Identity:output_type -> revokd.v1.IdentityResponse
-	25, // [25:33] is the sub-list for method output_type
-	17, // [17:25] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	21, // 15: revokd.v1.GossipKeysResponse.nodes:type_name -> revokd.v1.GossipKeysResponse.NodeKeys
+	22, // 16: revokd.v1.FingerprintKeysRequest.timeout:type_name -> google.protobuf.Duration
+	18, // 17: revokd.v1.FingerprintKeysResponse.keys:type_name -> revokd.v1.FingerprintKey
+	23, // 18: revokd.v1.FingerprintKey.live_until:type_name -> google.protobuf.Timestamp
+	22, // 19: revokd.v1.IdentityResponse.slack:type_name -> google.protobuf.Duration
+	0,  // 20: revokd.v1.ReplicationService.Exchange:input_type -> revokd.v1.ExchangeMessage
+	1,  // 21: revokd.v1.ReplicationService.Lookup:input_type -> revokd.v1.LookupRequest
+	3,  // 22: revokd.v1.ClusterService.Members:input_type -> revokd.v1.MembersRequest
+	8,  // 23: revokd.v1.ClusterService.Join:input_type -> revokd.v1.JoinRequest
+	10, // 24: revokd.v1.ClusterService.Leave:input_type -> revokd.v1.LeaveRequest
+	12, // 25: revokd.v1.ClusterService.ChangeVoters:input_type -> revokd.v1.ChangeVotersRequest
+	14, // 26: revokd.v1.ClusterService.GossipKeys:input_type -> revokd.v1.GossipKeysRequest
+	16, // 27: revokd.v1.ClusterService.FingerprintKeys:input_type -> revokd.v1.FingerprintKeysRequest
+	19, // 28: revokd.v1.ClusterService.Identity:input_type -> revokd.v1.IdentityRequest
+	0,  // 29: revokd.v1.ReplicationService.Exchange:output_type -> revokd.v1.ExchangeMessage
+	2,  // 30: revokd.v1.ReplicationService.Lookup:output_type -> revokd.v1.LookupResponse
+	4,  // 31: revokd.v1.ClusterService.Members:output_type -> revokd.v1.MembersResponse
+	9,  // 32: revokd.v1.ClusterService.Join:output_type -> revokd.v1.JoinResponse
+	11, // 33: revokd.v1.ClusterService.Leave:output_type -> revokd.v1.LeaveResponse
+	13, // 34: revokd.v1.ClusterService.ChangeVoters:output_type -> revokd.v1.ChangeVotersResponse
+	15, // 35: revokd.v1.ClusterService.GossipKeys:output_type -> revokd.v1.GossipKeysResponse
+	17, // 36: revokd.v1.ClusterService.FingerprintKeys:output_type -> revokd.v1.FingerprintKeysResponse
+	20, // 37: revokd.v1.ClusterService.Identity:output_type -> revokd.v1.IdentityResponse
+	29, // [29:38] is the sub-list for method output_type
+	20, // [20:29] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_revokd_v1_cluster_proto_init() }
@@ -1401,13 +1652,18 @@ func file_revokd_v1_cluster_proto_init() {
 		(*GossipKeysRequest_Use)(nil),
 		(*GossipKeysRequest_Remove)(nil),
 	}
+	file_revokd_v1_cluster_proto_msgTypes[16].OneofWrappers = []any{
+		(*FingerprintKeysRequest_Add)(nil),
+		(*FingerprintKeysRequest_Use)(nil),
+		(*FingerprintKeysRequest_Drop)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_revokd_v1_cluster_proto_rawDesc), len(file_revokd_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -2513,15 +2513,17 @@ type StatusResponse struct {
 	LiveShapes      int32                  `protobuf:"varint,12,opt,name=live_shapes,json=liveShapes,proto3" json:"live_shapes,omitempty"`
 	LiveShapesLimit int32                  `protobuf:"varint,13,opt,name=live_shapes_limit,json=liveShapesLimit,proto3" json:"live_shapes_limit,omitempty"`
 	Uptime          *durationpb.Duration   `protobuf:"bytes,14,opt,name=uptime,proto3" json:"uptime,omitempty"`
-	KeyId           string                 `protobuf:"bytes,15,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyId           string                 `protobuf:"bytes,15,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // of the first fingerprint key, which names the cluster's keys for ever
 	Dev             bool                   `protobuf:"varint,16,opt,name=dev,proto3" json:"dev,omitempty"`
 	Issuers         []string               `protobuf:"bytes,17,rep,name=issuers,proto3" json:"issuers,omitempty"`
 	Journal         *JournalStatus         `protobuf:"bytes,18,opt,name=journal,proto3" json:"journal,omitempty"`
 	// Blocks in force that end within 7 days, as of the last count, at most an hour ago.
 	BlocksEndingSoon int64              `protobuf:"varint,19,opt,name=blocks_ending_soon,json=blocksEndingSoon,proto3" json:"blocks_ending_soon,omitempty"`
 	Replication      *ReplicationStatus `protobuf:"bytes,20,opt,name=replication,proto3" json:"replication,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Ids of the fingerprint keys in force, the one in use first.
+	FingerprintKeys []string `protobuf:"bytes,21,rep,name=fingerprint_keys,json=fingerprintKeys,proto3" json:"fingerprint_keys,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -2690,6 +2692,13 @@ func (x *StatusResponse) GetBlocksEndingSoon() int64 {
 func (x *StatusResponse) GetReplication() *ReplicationStatus {
 	if x != nil {
 		return x.Replication
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetFingerprintKeys() []string {
+	if x != nil {
+		return x.FingerprintKeys
 	}
 	return nil
 }
@@ -3336,7 +3345,7 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\x06result\x18\x04 \x01(\tR\x06result\x12%\n" +
 	"\x05found\x18\x05 \x01(\v2\x0f.revokd.v1.RuleR\x05found\x12%\n" +
 	"\x0ecompared_claim\x18\x06 \x01(\tR\rcomparedClaim\"\x0f\n" +
-	"\rStatusRequest\"\xed\x05\n" +
+	"\rStatusRequest\"\x98\x06\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -3362,7 +3371,8 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\aissuers\x18\x11 \x03(\tR\aissuers\x122\n" +
 	"\ajournal\x18\x12 \x01(\v2\x18.revokd.v1.JournalStatusR\ajournal\x12,\n" +
 	"\x12blocks_ending_soon\x18\x13 \x01(\x03R\x10blocksEndingSoon\x12>\n" +
-	"\vreplication\x18\x14 \x01(\v2\x1c.revokd.v1.ReplicationStatusR\vreplication\"\xd2\x02\n" +
+	"\vreplication\x18\x14 \x01(\v2\x1c.revokd.v1.ReplicationStatusR\vreplication\x12)\n" +
+	"\x10fingerprint_keys\x18\x15 \x03(\tR\x0ffingerprintKeys\"\xd2\x02\n" +
 	"\x11ReplicationStatus\x12\x16\n" +
 	"\x06voters\x18\x01 \x03(\tR\x06voters\x12#\n" +
 	"\rvoters_number\x18\x02 \x01(\x04R\fvotersNumber\x12\x14\n" +

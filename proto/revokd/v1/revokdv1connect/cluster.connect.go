@@ -54,6 +54,9 @@ const (
 	// ClusterServiceGossipKeysProcedure is the fully-qualified name of the ClusterService's GossipKeys
 	// RPC.
 	ClusterServiceGossipKeysProcedure = "/revokd.v1.ClusterService/GossipKeys"
+	// ClusterServiceFingerprintKeysProcedure is the fully-qualified name of the ClusterService's
+	// FingerprintKeys RPC.
+	ClusterServiceFingerprintKeysProcedure = "/revokd.v1.ClusterService/FingerprintKeys"
 	// ClusterServiceIdentityProcedure is the fully-qualified name of the ClusterService's Identity RPC.
 	ClusterServiceIdentityProcedure = "/revokd.v1.ClusterService/Identity"
 )
@@ -174,6 +177,8 @@ type ClusterServiceClient interface {
 	ChangeVoters(context.Context, *connect.Request[v1.ChangeVotersRequest]) (*connect.Response[v1.ChangeVotersResponse], error)
 	// GossipKeys lists or changes the keys of the gossip on this node and, unless told otherwise, on all others.
 	GossipKeys(context.Context, *connect.Request[v1.GossipKeysRequest]) (*connect.Response[v1.GossipKeysResponse], error)
+	// FingerprintKeys lists or changes the keys under which records are made and looked up. A change returns when all voters have it.
+	FingerprintKeys(context.Context, *connect.Request[v1.FingerprintKeysRequest]) (*connect.Response[v1.FingerprintKeysResponse], error)
 	// Identity hands what a replica needs besides the records to one that may have it: the fingerprint key and the policy.
 	Identity(context.Context, *connect.Request[v1.IdentityRequest]) (*connect.Response[v1.IdentityResponse], error)
 }
@@ -220,6 +225,12 @@ func NewClusterServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(clusterServiceMethods.ByName("GossipKeys")),
 			connect.WithClientOptions(opts...),
 		),
+		fingerprintKeys: connect.NewClient[v1.FingerprintKeysRequest, v1.FingerprintKeysResponse](
+			httpClient,
+			baseURL+ClusterServiceFingerprintKeysProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("FingerprintKeys")),
+			connect.WithClientOptions(opts...),
+		),
 		identity: connect.NewClient[v1.IdentityRequest, v1.IdentityResponse](
 			httpClient,
 			baseURL+ClusterServiceIdentityProcedure,
@@ -231,12 +242,13 @@ func NewClusterServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 
 // clusterServiceClient implements ClusterServiceClient.
 type clusterServiceClient struct {
-	members      *connect.Client[v1.MembersRequest, v1.MembersResponse]
-	join         *connect.Client[v1.JoinRequest, v1.JoinResponse]
-	leave        *connect.Client[v1.LeaveRequest, v1.LeaveResponse]
-	changeVoters *connect.Client[v1.ChangeVotersRequest, v1.ChangeVotersResponse]
-	gossipKeys   *connect.Client[v1.GossipKeysRequest, v1.GossipKeysResponse]
-	identity     *connect.Client[v1.IdentityRequest, v1.IdentityResponse]
+	members         *connect.Client[v1.MembersRequest, v1.MembersResponse]
+	join            *connect.Client[v1.JoinRequest, v1.JoinResponse]
+	leave           *connect.Client[v1.LeaveRequest, v1.LeaveResponse]
+	changeVoters    *connect.Client[v1.ChangeVotersRequest, v1.ChangeVotersResponse]
+	gossipKeys      *connect.Client[v1.GossipKeysRequest, v1.GossipKeysResponse]
+	fingerprintKeys *connect.Client[v1.FingerprintKeysRequest, v1.FingerprintKeysResponse]
+	identity        *connect.Client[v1.IdentityRequest, v1.IdentityResponse]
 }
 
 // Members calls revokd.v1.ClusterService.Members.
@@ -264,6 +276,11 @@ func (c *clusterServiceClient) GossipKeys(ctx context.Context, req *connect.Requ
 	return c.gossipKeys.CallUnary(ctx, req)
 }
 
+// FingerprintKeys calls revokd.v1.ClusterService.FingerprintKeys.
+func (c *clusterServiceClient) FingerprintKeys(ctx context.Context, req *connect.Request[v1.FingerprintKeysRequest]) (*connect.Response[v1.FingerprintKeysResponse], error) {
+	return c.fingerprintKeys.CallUnary(ctx, req)
+}
+
 // Identity calls revokd.v1.ClusterService.Identity.
 func (c *clusterServiceClient) Identity(ctx context.Context, req *connect.Request[v1.IdentityRequest]) (*connect.Response[v1.IdentityResponse], error) {
 	return c.identity.CallUnary(ctx, req)
@@ -281,6 +298,8 @@ type ClusterServiceHandler interface {
 	ChangeVoters(context.Context, *connect.Request[v1.ChangeVotersRequest]) (*connect.Response[v1.ChangeVotersResponse], error)
 	// GossipKeys lists or changes the keys of the gossip on this node and, unless told otherwise, on all others.
 	GossipKeys(context.Context, *connect.Request[v1.GossipKeysRequest]) (*connect.Response[v1.GossipKeysResponse], error)
+	// FingerprintKeys lists or changes the keys under which records are made and looked up. A change returns when all voters have it.
+	FingerprintKeys(context.Context, *connect.Request[v1.FingerprintKeysRequest]) (*connect.Response[v1.FingerprintKeysResponse], error)
 	// Identity hands what a replica needs besides the records to one that may have it: the fingerprint key and the policy.
 	Identity(context.Context, *connect.Request[v1.IdentityRequest]) (*connect.Response[v1.IdentityResponse], error)
 }
@@ -323,6 +342,12 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 		connect.WithSchema(clusterServiceMethods.ByName("GossipKeys")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clusterServiceFingerprintKeysHandler := connect.NewUnaryHandler(
+		ClusterServiceFingerprintKeysProcedure,
+		svc.FingerprintKeys,
+		connect.WithSchema(clusterServiceMethods.ByName("FingerprintKeys")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clusterServiceIdentityHandler := connect.NewUnaryHandler(
 		ClusterServiceIdentityProcedure,
 		svc.Identity,
@@ -341,6 +366,8 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 			clusterServiceChangeVotersHandler.ServeHTTP(w, r)
 		case ClusterServiceGossipKeysProcedure:
 			clusterServiceGossipKeysHandler.ServeHTTP(w, r)
+		case ClusterServiceFingerprintKeysProcedure:
+			clusterServiceFingerprintKeysHandler.ServeHTTP(w, r)
 		case ClusterServiceIdentityProcedure:
 			clusterServiceIdentityHandler.ServeHTTP(w, r)
 		default:
@@ -370,6 +397,10 @@ func (UnimplementedClusterServiceHandler) ChangeVoters(context.Context, *connect
 
 func (UnimplementedClusterServiceHandler) GossipKeys(context.Context, *connect.Request[v1.GossipKeysRequest]) (*connect.Response[v1.GossipKeysResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("revokd.v1.ClusterService.GossipKeys is not implemented"))
+}
+
+func (UnimplementedClusterServiceHandler) FingerprintKeys(context.Context, *connect.Request[v1.FingerprintKeysRequest]) (*connect.Response[v1.FingerprintKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("revokd.v1.ClusterService.FingerprintKeys is not implemented"))
 }
 
 func (UnimplementedClusterServiceHandler) Identity(context.Context, *connect.Request[v1.IdentityRequest]) (*connect.Response[v1.IdentityResponse], error) {

@@ -201,8 +201,8 @@ func (n *Node) keysLoop(ctx context.Context) error {
 		k.mu.Lock()
 		ring := k.offered
 		k.mu.Unlock()
-		if ring == (revocation.Ring{}) {
-			continue
+		if ring == (revocation.Ring{}) { // nobody has told one: there may be one that the disk has refused
+			ring = n.table.Ring()
 		}
 		failed := ""
 		if err := n.adopt(ring); err != nil {
@@ -423,7 +423,7 @@ func (n *Node) Keys() []KeyStatus {
 // Ring returns the fingerprint keys in force: whoever may copy the records needs them.
 func (n *Node) Ring() revocation.Ring { return n.table.Ring() }
 
-// Keys of records in the journal's metadata: metaKey, number, "/", id. It is there with the first batch that can hold records of the key; of the first key there is none,
+// Keys of records in the journal's metadata: metaKey, number, "/", id. It is there with the first batch that has records of the key; of the first key there is none,
 // because the journal has its id.
 const metaKey = "key/"
 
@@ -442,13 +442,24 @@ func parseKeyName(name string) (number uint8, id revocation.KeyID, err error) {
 	return uint8(n), revocation.KeyID(v), nil
 }
 
-// bringKeys adds the keys that records of a batch may be made under, unless the disk has their ids. What is in force is in the file.
+// bringKeys adds the keys of the records of a batch, unless the disk has their ids. What is in force is in the file. A key without records is not brought: of two additions at once
+// one is lost, and its key is in no ring any more.
 func (n *Node) bringKeys(b *journal.Batch) {
 	for _, k := range n.table.Ring().Keys() {
-		if name := keyName(k); k.Number > 0 && !n.onDisk.keys[name] {
+		if name := keyName(k); k.Number > 0 && !n.onDisk.keys[name] && hasKey(b.Records, k.Number) {
 			b.Meta = append(b.Meta, journal.Meta{Key: name, Value: []byte{1}})
 		}
 	}
+}
+
+// hasKey reports whether there is a record of a key among entries.
+func hasKey(entries []byte, number uint8) bool {
+	for ; len(entries) >= entrySize; entries = entries[entrySize:] {
+		if entries[revocation.RecordSize-1] == number { // see revocation.Record.KeyNumber
+			return true
+		}
+	}
+	return false
 }
 
 // keptKeys notes what a durable batch has brought; dropKeys forgets what no ring has any more.

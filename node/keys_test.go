@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -285,6 +286,73 @@ func TestTwoAdditions(t *testing.T) {
 			}
 		}
 		m.change("c", KeyChange{Drop: keys[1].ID})
+	}
+}
+
+// Of two additions at once one is lost. A node that has had that key in force, and has written, starts again with the other one.
+func TestLostAddition(t *testing.T) {
+	cfg := Config{Key: testKey, Clock: clock.System(), Dir: filepath.Join(t.TempDir(), "journal"), RingFile: filepath.Join(t.TempDir(), "fingerprint.ring"), Slack: time.Second}
+	var rings [2]revocation.Ring
+	for i := range rings {
+		var err error
+		if rings[i], err = revocation.NewRing(cfg.Key).Add(revocation.Key{2, byte(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rings[0].Compare(rings[1]) > 0 {
+		rings[0], rings[1] = rings[1], rings[0]
+	}
+	now := time.Now()
+	n, stop := runNode(t, cfg)
+	for i, ring := range rings {
+		if err := n.adopt(ring); err != nil {
+			t.Fatal(err)
+		}
+		r := revocation.Request{Match: match(t, "iss=i,jti="+strconv.Itoa(i)), ExpiresAt: now.Add(time.Hour).UnixMilli()}
+		if _, _, err := n.Write(t.Context(), []revocation.Request{r}, WriteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var backup bytes.Buffer
+	if _, err := n.Backup(t.Context(), &backup); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	n, stop = runNode(t, cfg)
+	defer stop()
+	for i := range rings {
+		if v := n.Check(claimsAt(t, now, strconv.Itoa(i))); n.Ring() != rings[1] || v.Status != revocation.Revoked {
+			t.Fatalf("%s: %v", n.Ring(), v)
+		}
+	}
+	if _, err := RestoreJournal(t.Context(), filepath.Join(t.TempDir(), "restored"), rings[1], &backup); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A change that the disk refused is tried again, also by a node that nobody tells anything.
+func TestKeysAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "later")
+	n, stop := runNode(t, Config{
+		Key: testKey, Clock: clock.System(), Dir: filepath.Join(t.TempDir(), "journal"), RingFile: filepath.Join(dir, "fingerprint.ring"), Slack: time.Second,
+	})
+	defer stop()
+	next := revocation.Key{2}
+	if err := n.ChangeKeys(t.Context(), KeyChange{Add: next}, 0); !errors.Is(err, ErrKeys) || !n.Ring().Single() {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for moved := n.keys.waits(); n.Ring().Single(); moved = n.keys.waits() {
+		select {
+		case <-moved:
+		case <-time.After(20 * time.Second):
+			t.Fatal("it was not tried again")
+		}
+	}
+	if err := n.ChangeKeys(t.Context(), KeyChange{Use: next.ID()}, 0); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -289,6 +289,37 @@ func TestTwoAdditions(t *testing.T) {
 	}
 }
 
+// A node that has been told that its key is gone, and cannot keep the others, makes no record under that: nobody would take it, nor would this node ever get the keys.
+func TestNoWriteUnderKeyThatIsGone(t *testing.T) {
+	m := newRinged(t, "a", "b")
+	next := revocation.Key{2}
+	m.change("a", KeyChange{Add: next})
+	m.change("b", KeyChange{Use: next.ID()})
+	m.change("a", KeyChange{Drop: revocation.Key{1}.ID()})
+	dir := filepath.Join(t.TempDir(), "later")
+	m.names = append(m.names, "c")
+	c := m.cfgs["a"]
+	c.Name, c.Dir, c.RingFile = "c", filepath.Join(t.TempDir(), "journal"), filepath.Join(dir, "fingerprint.ring")
+	m.cfgs["c"] = c
+	m.start("c", c)
+	m.link("a", "c")
+	m.link("b", "c")
+	m.until("c is complete, and has tried", func() bool { return m.nodes["c"].complete.Load() && m.nodes["c"].table.Leaving() })
+	now := time.Now()
+	r := revocation.Request{Match: match(t, "iss=i,jti=1"), ExpiresAt: now.Add(time.Hour).UnixMilli()}
+	if _, _, err := m.nodes["c"].Write(t.Context(), []revocation.Request{r}, WriteOptions{Ack: AckLocal}); !errors.Is(err, ErrNotReady) {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m.alike()
+	if err := m.revoke("c", "1", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	m.until("revoked", func() bool { return m.nodes["a"].Check(claimsAt(t, now, "1")).Status == revocation.Revoked })
+}
+
 // Of two additions at once one is lost. A node that has had that key in force, and has written, starts again with the other one.
 func TestLostAddition(t *testing.T) {
 	cfg := Config{Key: testKey, Clock: clock.System(), Dir: filepath.Join(t.TempDir(), "journal"), RingFile: filepath.Join(t.TempDir(), "fingerprint.ring"), Slack: time.Second}

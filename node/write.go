@@ -252,6 +252,9 @@ func (n *Node) write(ctx context.Context, requests []revocation.Request, o Write
 			w.releaseKeys()
 		}
 	}()
+	if n.table.Leaving() { // the disk does not take the keys of the cluster: nobody would take a record under the one that is here
+		return written{}, fmt.Errorf("%w: the fingerprint keys of the cluster are not in force here", ErrNotReady)
+	}
 	if o.Bulk {
 		w.lane = replication.Bulk
 	}

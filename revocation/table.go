@@ -70,6 +70,12 @@ func (t *Table) Close() error { return t.store.Close() }
 // Ring returns the keys in force.
 func (t *Table) Ring() Ring { return t.view.Load().ring }
 
+// Leaving reports whether records of the primary key are refused, because [Table.Retire] has made sure that it can go: whatever is made before [Table.SetRing] is lost.
+func (t *Table) Leaving() bool {
+	v := t.view.Load()
+	return !v.accepts(v.ring.primary)
+}
+
 // Retire makes sure that no record is live, nor will be, of a key that next lacks: from when it returns nil they are refused with [ErrKey], until [Table.SetRing] puts next in
 // force. If there may be live records of it, or next is not larger than the ring in force, the error matches [ErrKey] and nothing has changed. now is guarded time in milliseconds.
 //

@@ -53,7 +53,8 @@ func (r *replica) publish() {
 			m.compare(p)
 		}
 	}
-	if !r.n.complete.Load() && r.n.cfg.Cluster != nil && r.n.replayed.Load() && (r.core.Leveled() || r.alone() || r.n.cfg.Cluster.StartAlone) {
+	// Keys come ahead of all that a peer has: no record is made under one that they do not have any more.
+	if !r.n.complete.Load() && r.n.cfg.Cluster != nil && r.n.replayed.Load() && r.n.keys.looked() && (r.core.Leveled() || r.alone() || r.n.cfg.Cluster.StartAlone) {
 		r.n.completed()
 	}
 	if r.n.cfg.Cluster == nil {

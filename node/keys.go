@@ -49,8 +49,9 @@ type keys struct {
 
 	mu      sync.Mutex // guards what follows; nothing is called with it held
 	offered revocation.Ring
-	failed  string        // why that is not in force; logged once
-	moved   chan struct{} // closed when a peer has told something, or another ring is in force
+	tried   revocation.Ring // of those that were offered, the last one that this node has taken, or could not
+	failed  string          // why that is not in force; logged once
+	moved   chan struct{}   // closed when a peer has told something, or another ring is in force
 	wake    chan struct{}
 }
 
@@ -181,6 +182,13 @@ func (k *keys) offer(ring revocation.Ring) {
 	}
 }
 
+// looked reports whether the node has tried to take what peers have offered.
+func (k *keys) looked() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.tried == k.offered
+}
+
 // keysLoop takes what peers offer, until ctx ends.
 func (n *Node) keysLoop(ctx context.Context) error {
 	k := &n.keys
@@ -199,8 +207,9 @@ func (n *Node) keysLoop(ctx context.Context) error {
 			}
 		}
 		k.mu.Lock()
-		ring := k.offered
+		offered := k.offered
 		k.mu.Unlock()
+		ring := offered
 		if ring == (revocation.Ring{}) { // nobody has told one: there may be one that the disk has refused
 			ring = n.table.Ring()
 		}
@@ -210,8 +219,11 @@ func (n *Node) keysLoop(ctx context.Context) error {
 		}
 		k.mu.Lock()
 		again := k.failed == failed
-		k.failed = failed
+		k.failed, k.tried = failed, offered
 		k.mu.Unlock()
+		if !n.complete.Load() {
+			n.replica.look() // it waits for this
+		}
 		if failed != "" && !again {
 			n.log.Warn("the fingerprint keys of the cluster are not in force on this node: it refuses records of a key that it lacks, and its view grows old", "error", failed)
 		}

@@ -302,12 +302,25 @@ func TestNoWriteUnderKeyThatIsGone(t *testing.T) {
 	c.Name, c.Dir, c.RingFile = "c", filepath.Join(t.TempDir(), "journal"), filepath.Join(dir, "fingerprint.ring")
 	m.cfgs["c"] = c
 	m.start("c", c)
+	keys, r := &m.nodes["c"].keys, m.nodes["c"].replica
+	keys.changing.Lock()
 	m.link("a", "c")
 	m.link("b", "c")
+	m.until("c is level", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.core != nil && r.core.Leveled()
+	})
+	r.look()
+	early := m.nodes["c"].complete.Load()
+	keys.changing.Unlock()
+	if early {
+		t.Fatal("it is complete before it has looked at the keys")
+	}
 	m.until("c is complete, and has tried", func() bool { return m.nodes["c"].complete.Load() && m.nodes["c"].table.Leaving() })
 	now := time.Now()
-	r := revocation.Request{Match: match(t, "iss=i,jti=1"), ExpiresAt: now.Add(time.Hour).UnixMilli()}
-	if _, _, err := m.nodes["c"].Write(t.Context(), []revocation.Request{r}, WriteOptions{Ack: AckLocal}); !errors.Is(err, ErrNotReady) {
+	request := revocation.Request{Match: match(t, "iss=i,jti=1"), ExpiresAt: now.Add(time.Hour).UnixMilli()}
+	if _, _, err := m.nodes["c"].Write(t.Context(), []revocation.Request{request}, WriteOptions{Ack: AckLocal}); !errors.Is(err, ErrNotReady) {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {

@@ -502,7 +502,8 @@ func (t *Table) Held(r Record, now int64) (held Record, dot uint64, ok bool) {
 // the clocks say; twin is the same under the other key, the zero Record if there is none. A stamp that would lie more than [MaxAheadAbsolute] ahead of wall (Unix milliseconds) is refused with a *FieldError.
 func (t *Table) Stamp(r, twin Record, now, wall int64) (Record, error) {
 	held, _, _ := t.Held(r, now)
-	if other, _, ok := t.Held(twin, now); ok && twin.Class != 0 {
+	if twin.Class != 0 {
+		other, _, _ := t.Held(twin, now)
 		held.Value = max(held.Value, other.Value)
 	}
 	if held.Value < r.Value {

@@ -159,7 +159,7 @@ func goalTable(all []*Result) string {
 	}
 	fmt.Fprintf(&b, "\n%d reached, %d missed, %d not measured. Not measured here: 100 M records (they need more memory; the growth curve predicts), rejoining after partitions (`make partitions`).\n", reached, missed, unmeasured)
 	if missed > 0 {
-		b.WriteString("\nWhere the missed ones are to be looked for:\n\n" + hints.String())
+		b.WriteString("\nWhere the missed ones are to be looked for (the tops of some such profiles are in [profiles.txt](profiles.txt), if they have been kept):\n\n" + hints.String())
 	}
 	return b.String()
 }

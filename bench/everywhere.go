@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -24,36 +25,42 @@ func spreaders(ctx context.Context, r *Result, program, dir string, n int, creds
 		err = errors.Join(err, os.MkdirAll(d, 0o755), chownTo(d, at(creds, i)))
 		return d
 	}
-	c, _, err := spreadRevokd(ctx, program, sub(0, "revokd"), n, creds)
-	if err != nil {
-		return list, err
+	// They start at the same time: most of it is waiting for each other's elections.
+	type way struct {
+		name, peer, dir string
+		start           func(dir string) (*spreader, error)
+		spreader        *spreader
+		err             error
 	}
-	list = append(list, c)
-	for _, redis := range []struct {
-		name, dir string
-		args      []string
-	}{
-		{"Redis replication, keyspace events, nothing on disk", "redis", nil},
-		{"Redis replication, keyspace events, appendfsync always", "redis-aof", []string{"--appendonly", "yes", "--appendfsync", "always"}},
-	} {
-		s, e := spreadRedis(ctx, sub(0, redis.dir), redis.name, n, creds, redis.args...)
+	redis := func(dir, name string, args ...string) way {
+		return way{name: name, peer: "Redis", dir: dir, start: func(dir string) (*spreader, error) { return spreadRedis(ctx, dir, name, n, creds, args...) }}
+	}
+	ways := []way{
+		{name: "revokd", dir: "revokd", start: func(dir string) (*spreader, error) {
+			c, _, err := spreadRevokd(ctx, program, dir, n, creds)
+			return c, err
+		}},
+		redis("redis", "Redis replication, keyspace events, nothing on disk"),
+		redis("redis-aof", "Redis replication, keyspace events, appendfsync always", "--appendonly", "yes", "--appendfsync", "always"),
+		{name: "NATS", peer: "NATS", dir: "nats", start: func(dir string) (*spreader, error) { return spreadNATS(ctx, dir, n, creds) }},
+	}
+	var starting sync.WaitGroup
+	for i := range ways {
+		w, dir := &ways[i], sub(0, ways[i].dir)
+		starting.Go(func() { w.spreader, w.err = w.start(dir) })
+	}
+	starting.Wait()
+	for _, w := range ways {
 		switch {
-		case errors.Is(e, errMissing):
-			r.absent("Redis", e)
-		case e != nil:
-			r.fail(redis.name, e)
+		case w.err == nil:
+			list = append(list, w.spreader)
+		case w.peer == "":
+			err = errors.Join(err, w.err)
+		case errors.Is(w.err, errMissing):
+			r.absent(w.peer, w.err)
 		default:
-			list = append(list, s)
+			r.fail(w.name, w.err)
 		}
-	}
-	s, e := spreadNATS(ctx, sub(0, "nats"), n, creds)
-	switch {
-	case errors.Is(e, errMissing):
-		r.absent("NATS", e)
-	case e != nil:
-		r.fail("NATS", e)
-	default:
-		list = append(list, s)
 	}
 	return list, err
 }
@@ -161,10 +168,10 @@ const firstUser = 61_000
 // runLossy is the same with five nodes, and a node all of whose connections with other nodes lose packets. It runs in a network namespace of its own:
 // what it does to packets concerns nobody else.
 func runLossy(ctx context.Context, r *Result, o options) error {
-	const n, rate = 5, 1000
-	losses, rounds, d := []int{0, 5, 20}, 3, 1500*time.Millisecond
+	const rate = 1000
+	n, losses, rounds, d := 5, []int{0, 5, 20}, 3, 1500*time.Millisecond
 	if o.quick {
-		losses, rounds, d = []int{5}, 1, 400*time.Millisecond
+		n, losses, rounds, d = 3, []int{5}, 1, 400*time.Millisecond
 	}
 	if os.Geteuid() != 0 {
 		r.absent("a lossy link", errors.New("network namespaces and packet filters need root"))

@@ -443,11 +443,17 @@ func spreadNATS(ctx context.Context, dir string, n int, creds []*syscall.Credent
 		}
 		streams = append(streams, js)
 		var kv nats.KeyValue
+		// What is asked before there is a leader is never answered.
+		early, err := c.JetStream(nats.MaxWait(time.Second))
+		if err != nil {
+			s.stop()
+			return nil, err
+		}
 		if err := until(ctx, 40*time.Second, func() (err error) {
 			if i == 0 {
-				kv, err = js.CreateKeyValue(&nats.KeyValueConfig{Bucket: "revoked", TTL: lifetime, Storage: nats.FileStorage, Replicas: min(5, n)})
+				kv, err = early.CreateKeyValue(&nats.KeyValueConfig{Bucket: "revoked", TTL: lifetime, Storage: nats.FileStorage, Replicas: min(5, n)})
 			} else {
-				kv, err = js.KeyValue("revoked")
+				kv, err = early.KeyValue("revoked")
 			}
 			return err
 		}); err != nil {

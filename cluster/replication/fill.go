@@ -56,21 +56,21 @@ func (r *Replica) Fill(now Now, id PeerID, b []byte) []byte {
 // define makes an origin known to a peer, ahead of everything else that is queued or being written.
 func (r *Replica) define(p *peer, o *origin) {
 	p.defined = grow(p.defined, o.Index)
-	if p.defined[o.Index].same(&o.Origin) {
+	if p.defined[o.Index] == o.told() {
 		return
 	}
 	w := writer{b: p.names}
 	w.origin(o)
 	p.names = w.b
-	p.defined[o.Index] = o.Origin
+	p.defined[o.Index] = o.told()
 }
 
 // defineIn is define within a message.
 func (r *Replica) defineIn(w *writer, p *peer, o *origin) {
 	p.defined = grow(p.defined, o.Index)
-	if !p.defined[o.Index].same(&o.Origin) {
+	if p.defined[o.Index] != o.told() {
 		w.origin(o)
-		p.defined[o.Index] = o.Origin
+		p.defined[o.Index] = o.told()
 	}
 }
 

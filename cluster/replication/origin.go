@@ -1,5 +1,7 @@
 package replication
 
+import "slices"
+
 // Origin describes an origin as the host keeps it on disk.
 type Origin struct {
 	Index uint32
@@ -19,10 +21,14 @@ type Origin struct {
 // doubtful: what was written under it may be elsewhere, or nowhere.
 func (o *Origin) doubtful() bool { return o.Partial || o.Fenced }
 
-// same compares what may change: an id has one node.
-func (o *Origin) same(p *Origin) bool {
-	return o.ID == p.ID && o.Sealed == p.Sealed && o.Expires == p.Expires
+// told is what a peer has been told of an origin. An id has one node.
+type told struct {
+	id      OriginID
+	sealed  uint64
+	expires uint32
 }
+
+func (o *Origin) told() told { return told{o.ID, o.Sealed, o.Expires} }
 
 type origin struct {
 	Origin
@@ -49,11 +55,12 @@ type origin struct {
 type registry struct {
 	list []*origin
 	byID map[OriginID]*origin
+	of   map[string]int // how many a node has
 	free []uint32
 }
 
 func newRegistry() registry {
-	return registry{list: make([]*origin, 1), byID: make(map[OriginID]*origin)}
+	return registry{list: make([]*origin, 1), byID: make(map[OriginID]*origin), of: make(map[string]int)}
 }
 
 func (r *registry) get(index uint32) *origin {
@@ -80,12 +87,16 @@ func (r *registry) add(o Origin) *origin {
 	}
 	made := &origin{Origin: o}
 	r.list[o.Index], r.byID[o.ID] = made, made
+	r.of[o.Node]++
 	return made
 }
 
 func (r *registry) drop(o *origin) {
 	r.list[o.Index] = nil
 	delete(r.byID, o.ID)
+	if r.of[o.Node]--; r.of[o.Node] == 0 {
+		delete(r.of, o.Node)
+	}
 	r.free = append(r.free, o.Index)
 }
 
@@ -94,7 +105,15 @@ func grow[T any](s []T, index uint32) []T {
 	if int(index) < len(s) {
 		return s
 	}
-	return append(s, make([]T, int(index)+1-len(s))...)
+	return growTo(s, int(index)+1)
+}
+
+// growTo doubles: origins become known one by one, and append would copy a long slice five times.
+func growTo[T any](s []T, n int) []T {
+	if n > cap(s) {
+		s = slices.Grow(s, max(n, 2*len(s))-len(s))
+	}
+	return append(s, make([]T, n-len(s))...)
 }
 
 // at is s[index], zero beyond the end.

@@ -124,7 +124,7 @@ type peer struct {
 	asked   []bool   // by index: it was asked for records that are not its own
 	told    []uint64 // floor + 1 of a Below that was sent
 	below   []uint64 // floor + 1 of a Below that came: its log has nothing at or below
-	defined []Origin // what it knows of origins, by index
+	defined []told   // by index
 	defs    map[uint64]bool
 	pushed  uint64   // to a client: the version up to which origins that moved are in todo
 	todo    []uint32 // origins of which there may be more for it
@@ -677,11 +677,7 @@ func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 		if in.Node == r.cfg.Name && r.leveled {
 			r.stats.Impostors++ // this node would know it, unless its disk was lost
 		}
-		n := 0
-		for _, other := range r.reg.byID {
-			n += int(bit(other.Node == in.Node))
-		}
-		if n >= nodeOrigins && r.metered() {
+		if r.reg.of[in.Node] >= nodeOrigins && r.metered() {
 			p.refs[ref], p.overflows = 0, true
 			r.meter(in.Node).refused++
 			return nil
@@ -1224,7 +1220,7 @@ func (r *Replica) dropOrigins() {
 					p.asked[o.Index] = false
 				}
 				if int(o.Index) < len(p.defined) {
-					p.defined[o.Index] = Origin{}
+					p.defined[o.Index] = told{}
 				}
 				p.pulls = slices.DeleteFunc(p.pulls, func(q pull) bool { return q.index == o.Index })
 			}

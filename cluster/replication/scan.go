@@ -182,7 +182,7 @@ func (r *Replica) receiveScan(p *peer, f *reader) {
 	}
 	undefined := 0
 	for _, o := range r.reg.list {
-		if o != nil && o.applied > at(p.applied, o.Index) && at(p.defined, o.Index).ID != o.ID {
+		if o != nil && o.applied > at(p.applied, o.Index) && at(p.defined, o.Index).id != o.ID {
 			undefined++
 		}
 	}

@@ -38,7 +38,8 @@ const (
 	clientBurst  = 1000
 	askingBurst  = 20 // of a client in Filter mode, which asks for what is revoked
 	bulkMessage  = 500
-	bulkWindow   = 8 // messages under way
+	bulkStreams  = 2 // at the same time
+	bulkWindow   = 8 // messages of a stream under way
 	writeTimeout = 2 * time.Second
 )
 
@@ -66,6 +67,8 @@ type trial struct {
 	mu     sync.RWMutex // guards what follows
 	marks  []mark
 	judged int // marks that have been compared when it was calm
+
+	bulked atomic.Int64 // attempts in bulk
 
 	// Of the faults: see faults_linux_test.go.
 	faults
@@ -127,7 +130,7 @@ func (tr *trial) embed(name string, mode replica.Mode) *embedded {
 	return e
 }
 
-// begin starts the load: writers and a checker for each node, a checker for each client, and a stream of bulk at rate records a second.
+// begin starts the load: writers and a checker for each node, a checker for each client, and streams of bulk with rate records a second together.
 func (tr *trial) start(rate int) {
 	ctx, cancel := context.WithCancel(tr.t.Context())
 	tr.stop = cancel
@@ -140,7 +143,9 @@ func (tr *trial) start(rate int) {
 	for i, c := range tr.clients {
 		tr.working.Go(func() { tr.checkClient(ctx, c, rand.New(rand.NewPCG(tr.seed, 100+uint64(i)))) })
 	}
-	tr.working.Go(func() { tr.bulk(ctx, rate) })
+	for i := range bulkStreams {
+		tr.working.Go(func() { tr.bulk(ctx, i, rate/bulkStreams) })
+	}
 }
 
 // end ends the load.
@@ -213,21 +218,20 @@ func (tr *trial) write(ctx context.Context, m *member, writer int) {
 	}
 }
 
-// bulk writes streams to one node after the other, rate records a second.
-func (tr *trial) bulk(ctx context.Context, rate int) {
+// bulk writes streams of up to a second to one node after the other, rate records a second.
+func (tr *trial) bulk(ctx context.Context, first, rate int) {
 	pace := time.NewTicker(time.Second * bulkMessage / time.Duration(rate))
 	defer pace.Stop()
-	number := 0
-	for i := 0; ctx.Err() == nil; i++ {
+	for i := first; ctx.Err() == nil; i++ {
 		tr.calm.RLock()
-		tr.stream(ctx, tr.nodes[i%len(tr.nodes)], pace.C, &number)
+		tr.stream(ctx, tr.nodes[i%len(tr.nodes)], pace.C, max(1, rate/bulkMessage))
 		tr.calm.RUnlock()
 		time.Sleep(writePause) // a node that is away refuses at once
 	}
 }
 
-// stream writes one stream of up to a second or so.
-func (tr *trial) stream(ctx context.Context, m *member, pace <-chan time.Time, number *int) {
+// stream writes one stream.
+func (tr *trial) stream(ctx context.Context, m *member, pace <-chan time.Time, messages int) {
 	call, cancel := context.WithTimeout(tr.t.Context(), 10*time.Second)
 	defer cancel()
 	s := m.api.RevokeStream(call)
@@ -238,7 +242,7 @@ func (tr *trial) stream(ctx context.Context, m *member, pace <-chan time.Time, n
 	var sending sync.WaitGroup
 	sending.Go(func() {
 		defer func() { _ = s.CloseRequest() }() // Receive says what was wrong
-		for range 10 {
+		for range messages {
 			select {
 			case <-pace:
 			case <-ctx.Done():
@@ -257,8 +261,7 @@ func (tr *trial) stream(ctx context.Context, m *member, pace <-chan time.Time, n
 			}
 			end := inAnHour()
 			for range bulkMessage {
-				*number++
-				id := fmt.Sprintf("bulk-%d", *number)
+				id := fmt.Sprintf("bulk-%d", tr.bulked.Add(1))
 				sent = append(sent, tr.attempt("jti", id, tr.judge.Now()+time.Hour-time.Second))
 				req.Items = append(req.Items, &revokdv1.RevokeRequest{
 					Target: &revokdv1.RevokeRequest_Match{Match: &revokdv1.Match{Claims: map[string]string{"iss": issuer, "jti": id}}}, ExpiresAt: end,

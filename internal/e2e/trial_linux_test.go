@@ -218,13 +218,13 @@ func (tr *trial) write(ctx context.Context, m *member, writer int) {
 	}
 }
 
-// bulk writes streams of up to a second to one node after the other, rate records a second.
+// bulk writes streams of up to a second and ten messages to one node after the other, rate records a second.
 func (tr *trial) bulk(ctx context.Context, first, rate int) {
 	pace := time.NewTicker(time.Second * bulkMessage / time.Duration(rate))
 	defer pace.Stop()
 	for i := first; ctx.Err() == nil; i++ {
 		tr.calm.RLock()
-		tr.stream(ctx, tr.nodes[i%len(tr.nodes)], pace.C, max(1, rate/bulkMessage))
+		tr.stream(ctx, tr.nodes[i%len(tr.nodes)], pace.C, min(10, max(1, rate/bulkMessage)))
 		tr.calm.RUnlock()
 		time.Sleep(writePause) // a node that is away refuses at once
 	}

@@ -59,3 +59,27 @@ func TestBlocksEndingSoon(t *testing.T) {
 		t.Error("the log names somebody")
 	}
 }
+
+// Who asks for the keys is told what is live now; whoever asks again and again makes no work.
+func TestRecount(t *testing.T) {
+	c := clocktest.New(start)
+	n := testNode(t, Config{Clock: c, SweepEvery: time.Hour})
+	live := func() int {
+		n.Recount()
+		return n.Keys()[0].Records
+	}
+	if got := live(); got != 0 {
+		t.Errorf("%d live, nothing was written", got)
+	}
+	for _, sub := range []string{"a", "b", "c"} {
+		write(t, n, revocation.Request{Match: match(t, "iss=i,sub="+sub)})
+	}
+	if got := live(); got != 0 {
+		t.Errorf("%d live: counted again at once", got)
+	}
+	c.Advance(recountEvery)
+	n.tick()
+	if got := live(); got != 3 {
+		t.Errorf("%d live, three were written", got)
+	}
+}

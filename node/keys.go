@@ -407,7 +407,7 @@ func (n *Node) keysWait(base revocation.Ring, drop bool) (waits []string, err er
 // KeyStatus describes a fingerprint key of a node.
 type KeyStatus struct {
 	revocation.RingKey
-	// Records is how many live ones were made under it when they were last counted, at most ten minutes ago.
+	// Records is how many live ones were made under it when they were last counted: see [Node.Recount].
 	Records int
 	// LiveUntil is until when there may be any, the slack included; zero: there have been none.
 	LiveUntil time.Time

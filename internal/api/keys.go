@@ -31,6 +31,7 @@ func (s clusters) FingerprintKeys(ctx context.Context, c *connect.Request[revokd
 			return nil, err
 		}
 	}
+	s.node.Recount()
 	m := &revokdv1.FingerprintKeysResponse{}
 	for _, k := range s.node.Keys() {
 		key := &revokdv1.FingerprintKey{Id: k.ID.String(), InUse: k.Primary, Records: uint64(k.Records)}

@@ -1187,7 +1187,7 @@ type FingerprintKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	InUse         bool                   `protobuf:"varint,2,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
-	Records       uint64                 `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`                     // live ones made under it, when they were last counted
+	Records       uint64                 `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`                     // live ones made under it
 	LiveUntil     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=live_until,json=liveUntil,proto3" json:"live_until,omitempty"` // there may be records of it so long; missing: there have been none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

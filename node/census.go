@@ -10,10 +10,10 @@ import (
 
 // All records are counted every censusEvery, and when there are twice as many as at the last count. Blocks end by themselves: those that end within endingSoon are logged every endingWarn.
 const (
-	censusEvery = 10 * time.Minute
+	censusEvery  = 10 * time.Minute
 	recountEvery = time.Second // not more often, whoever asks
-	endingSoon  = 7 * 24 * time.Hour
-	endingWarn  = 24 * time.Hour
+	endingSoon   = 7 * 24 * time.Hour
+	endingWarn   = 24 * time.Hour
 )
 
 // census is the last count of all records.
@@ -21,8 +21,8 @@ type census struct {
 	last atomic.Pointer[revocation.Census] // nil: none yet
 
 	mu              sync.Mutex    // guards what follows; held for a count
-	counted, warned time.Duration                     // on the monotonic clock; 0: never
-	records         int                               // at the last count
+	counted, warned time.Duration // on the monotonic clock; 0: never
+	records         int           // at the last count
 }
 
 // count counts all records, if it is time to. It is for the sweeper.

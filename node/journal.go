@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -398,6 +399,9 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if k := disk.keyless.Load(); k > 0 {
+		n.log.Warn("records that have not expired are left out: their fingerprint key has gone, so nothing can be looked up in them", "records", k)
+	}
 	if n.members != nil {
 		if err := n.members.begin(); err != nil {
 			return err
@@ -429,7 +433,11 @@ func (n *Node) mergeRead(records []byte, disk *restored) error {
 			return fmt.Errorf("a record in the journal: %w", err)
 		}
 		if ring.Had(r.KeyNumber()) {
-			continue // when its key went they had all expired here, though the time on disk may be a little before that
+			// When its key went they had all expired here, though the time on disk may be a little before that; unless somebody has put a newer file in place.
+			if int64(r.RetainUntil()) > now/1000 {
+				disk.keyless.Add(1)
+			}
+			continue
 		}
 		if disk.nameless(replication.Dot(dot)) {
 			dot = 0
@@ -451,6 +459,7 @@ type restored struct {
 	named map[uint32]uint64
 
 	untrusted bool
+	keyless   atomic.Int64 // records that have not expired, of a key that has gone
 }
 
 // nameless reports whether a dot names nothing: then the record has been written again under another, or will be.

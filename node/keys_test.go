@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/internal/clock"
 	"github.com/revokd/revokd/revocation"
@@ -549,8 +551,13 @@ func TestCrashBetweenFileAndJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(gone)
+	var log lockedLog
+	cfg.Logger = hclog.New(&hclog.LoggerOptions{Output: &log})
 	n, stop = runNode(t, cfg)
 	defer stop()
+	if !strings.Contains(log.String(), "records that have not expired are left out") || !strings.Contains(log.String(), "records=1") {
+		t.Fatal(log.String())
+	}
 	if a, b := n.Check(claimsAt(t, now, "1")), n.Check(claimsAt(t, now, "2")); a.Status != revocation.Active || b.Status != revocation.Revoked {
 		t.Fatal(a, b)
 	}

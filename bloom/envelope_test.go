@@ -8,11 +8,12 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
-	"runtime"
 	"testing"
 	"testing/iotest"
 
 	library "github.com/bits-and-blooms/bloom/v3"
+
+	"github.com/revokd/revokd/internal/alloctest"
 )
 
 // small returns a filter of two words with three keys, and its envelope.
@@ -248,14 +249,6 @@ func (w *failingWriter) Write(b []byte) (int, error) {
 }
 
 // allocated returns how many bytes fn allocates, together with what else runs.
-func allocated(fn func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	fn()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
-
 // A header may promise a gigabyte: what is allocated follows what comes.
 func TestAllocatesAsItReads(t *testing.T) {
 	huge := mustSize(t, 64, 7)
@@ -266,7 +259,7 @@ func TestAllocatesAsItReads(t *testing.T) {
 	for _, sent := range []int{0, 1000, 100_000, 10_000_000} {
 		b := append(bytes.Clone(head), make([]byte, sent)...)
 		var err error
-		got := allocated(func() { _, err = ReadFrom(bytes.NewReader(b), math.MaxInt64) })
+		got := alloctest.Bytes(func() { _, err = ReadFrom(bytes.NewReader(b), math.MaxInt64) })
 		if !errors.Is(err, ErrFormat) {
 			t.Errorf("%d bytes of a gigabyte: %v", sent, err)
 		}
@@ -297,7 +290,7 @@ func try(t *testing.T, b []byte) {
 	var filter *Filter
 	var err error
 	r := bytes.NewReader(b)
-	got := allocated(func() { filter, err = ReadFrom(r, limit) })
+	got := alloctest.Bytes(func() { filter, err = ReadFrom(r, limit) })
 	if allowed := uint64(4*len(b) + 256<<10); got > allowed { // the fuzzer itself allocates too
 		t.Fatalf("%d bytes allocate %d, allowed %d", len(b), got, allowed)
 	}

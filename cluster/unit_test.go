@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/memberlist"
 
+	"github.com/revokd/revokd/internal/alloctest"
 	"github.com/revokd/revokd/internal/clock/clocktest"
 )
 
@@ -242,6 +243,7 @@ func FuzzMeta(f *testing.F) {
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decodeMeta(b)
+		alloctest.AtMost(t, 4*len(b)+4<<10, func() { _, _ = decodeMeta(b) })
 		if err != nil {
 			if m != (Meta{}) {
 				t.Fatal("an error with content")
@@ -299,6 +301,7 @@ func FuzzPacket(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		filter := filter{self: "a", seen: nobody{}, refused: &refusals{}}
 		pass := filter.packet(b)
+		alloctest.AtMost(t, 4*len(b)+64<<10, func() { filter.packet(b) })
 		if pass == nil {
 			return
 		}
@@ -315,6 +318,7 @@ func FuzzStream(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		filter := filter{self: "a", seen: nobody{}, refused: &refusals{}}
 		pass, err := filter.stream(bytes.NewReader(b))
+		alloctest.AtMost(t, 4*len(b)+64<<10, func() { _, _ = filter.stream(bytes.NewReader(b)) })
 		if err != nil {
 			return
 		}

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/revokd/revokd/internal/alloctest"
 	"github.com/revokd/revokd/journal"
 )
 
@@ -332,6 +333,9 @@ func FuzzReadBackup(f *testing.F) {
 	f.Add(image[:len(image)-1])
 	f.Add([]byte("text"))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		alloctest.AtMost(t, 4*len(b)+4<<20, func() { // it reads by the megabyte
+			_, _ = journal.ReadBackup(bytes.NewReader(b), journal.BackupReader{Begin: func(journal.BackupInfo, []journal.Meta) error { return nil }, Records: func([]byte) error { return nil }})
+		})
 		records := int64(0)
 		begun := false
 		info, err := journal.ReadBackup(bytes.NewReader(b), journal.BackupReader{

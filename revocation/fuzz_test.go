@@ -4,28 +4,19 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/revokd/revokd/internal/alloctest"
 )
 
 // Each parser is given what it must refuse and what it must take, and may allocate only in proportion to its input.
 
-// wantAllocated fails if fn allocates more than n bytes of input may. The counter is of the whole process, so that what is too much is tried again.
+// wantAllocated fails if fn allocates more than n bytes of input may.
 func wantAllocated(t *testing.T, n int, fn func()) {
 	t.Helper()
 	// A claim of six bytes takes 48 in memory, its pointer name up to 128 more, and slices grow by doubling.
-	most, got := uint64(4096+100*n), uint64(0)
-	for range 3 {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		fn()
-		runtime.ReadMemStats(&after)
-		if got = after.TotalAlloc - before.TotalAlloc; got <= most {
-			return
-		}
-	}
-	t.Fatalf("%d bytes of input allocate %d bytes, at most %d are allowed", n, got, most)
+	alloctest.AtMost(t, 4096+100*n, fn)
 }
 
 func FuzzParseClaims(f *testing.F) {

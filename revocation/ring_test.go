@@ -203,6 +203,7 @@ func FuzzParseRing(f *testing.F) {
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := ParseRing(b)
+		wantAllocated(t, 0, func() { _, _ = ParseRing(b) })
 		if err != nil {
 			return
 		}

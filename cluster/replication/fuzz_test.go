@@ -1,19 +1,11 @@
 package replication
 
 import (
-	"runtime"
 	"testing"
 	"time"
-)
 
-// allocated returns how many bytes fn allocates.
-func allocated(fn func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	fn()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
+	"github.com/revokd/revokd/internal/alloctest"
+)
 
 // seeds are messages of each kind.
 func messages() [][]byte {
@@ -83,7 +75,7 @@ func FuzzReceived(f *testing.F) {
 				w.end()
 			})})
 		}
-		n := allocated(func() { p.r[0].Step(p.now, Received{1, message}) })
+		n := alloctest.Bytes(func() { p.r[0].Step(p.now, Received{1, message}) })
 		if limit := uint64(4*len(message) + 64<<10); n > limit {
 			t.Errorf("%d bytes allocate %d, limit %d", len(message), n, limit)
 		}
@@ -162,7 +154,7 @@ func TestAllocationOfRepeatedFrames(t *testing.T) {
 			b = append(b, m...)
 		}
 		began := time.Now()
-		n := allocated(func() { p.r[0].Step(p.now, Received{1, b}) })
+		n := alloctest.Bytes(func() { p.r[0].Step(p.now, Received{1, b}) })
 		t.Logf("frame %d: %d bytes allocate %d, %v", frameType(m[0]), len(b), n, time.Since(began))
 		if limit := uint64(4*len(b) + 64<<10); n > limit {
 			t.Errorf("message %d (frame %d): %d bytes allocate %d, limit %d", i, frameType(m[0]), len(b), n, limit)

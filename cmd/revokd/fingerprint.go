@@ -33,7 +33,7 @@ Each is done at one voter, while all voters are there, and returns when all of t
 	list := &cobra.Command{
 		Use:   "list",
 		Short: "List the keys of a node by their ids",
-		Long: `List the keys of a node by their ids, the one in use first: how many live revocations were made under each, and until when there may be any. The keys themselves are not shown.`,
+		Long:  `List the keys of a node by their ids, the one in use first: how many live revocations were made under each, and until when there may be any. The keys themselves are not shown.`,
 		Example: `  revokd keys fingerprint list
   revokd keys fingerprint list --output json`,
 		Args: noArguments,

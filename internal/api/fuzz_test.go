@@ -7,12 +7,12 @@ import (
 	"net/http/httptest"
 	"os"
 	"regexp"
-	runtimemetrics "runtime/metrics"
 	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/revokd/revokd/internal/alloctest"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 )
@@ -57,10 +57,9 @@ func FuzzCalls(f *testing.F) {
 		r := httptest.NewRequest(http.MethodPost, "http://localhost/"+revokdv1connect.RevocationServiceName+"/"+name, bytes.NewReader(body))
 		r.Header.Set("Content-Type", content)
 		w := httptest.NewRecorder()
-		before := allocated()
-		fx.server.handle(w, r)
+		spent := alloctest.Bytes(func() { fx.server.handle(w, r) })
 		// A Struct is the worst: two bytes of it become a value of a hundred. And a thousand items have a thousand errors, and a line of the audit each.
-		if spent := allocated() - before; spent > 5<<20+uint64(len(body))*100 {
+		if spent > 5<<20+uint64(len(body))*100 {
 			t.Errorf("%s: %d bytes allocated for %d", name, spent, len(body))
 		}
 		answer, err := io.ReadAll(w.Result().Body)
@@ -79,10 +78,4 @@ func FuzzCalls(f *testing.F) {
 			seen[false] = true
 		}
 	})
-}
-
-func allocated() uint64 {
-	sample := []runtimemetrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	runtimemetrics.Read(sample)
-	return sample[0].Value.Uint64()
 }

@@ -53,6 +53,7 @@ var imports = map[string]string{
 	"internal/clock/clocktest": "internal/clock",
 	"internal/view":            "bloom cluster/replication internal/faults revocation",
 	"internal/faults":          "",
+	"internal/alloctest":       "",
 	"internal/archtest":        "",
 	"internal/e2e":             "",
 	"internal/history":         "internal/clock revocation",

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/revokd/revokd/internal/alloctest"
 )
 
 func TestParse(t *testing.T) {
@@ -64,6 +66,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("clock=1h\nclock=2h"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := Parse(b)
+		alloctest.AtMost(t, 40*min(len(b), MaxFile)+16<<10, func() { _, _ = Parse(b) })
 		if err != nil {
 			if !errors.Is(err, ErrSettings) {
 				t.Fatalf("error without its sentinel: %v", err)

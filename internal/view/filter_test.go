@@ -9,6 +9,7 @@ import (
 
 	"github.com/revokd/revokd/bloom"
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/internal/alloctest"
 	"github.com/revokd/revokd/revocation"
 	"github.com/revokd/revokd/ttlstore"
 )
@@ -110,6 +111,7 @@ func FuzzReadFiltered(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 2, '{', '}'})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		got, err := ReadFiltered(bytes.NewReader(b), 1<<16)
+		alloctest.AtMost(t, 10*len(b)+256<<10, func() { _, _ = ReadFiltered(bytes.NewReader(b), 1<<16) })
 		if err != nil {
 			return
 		}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"flag"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -46,13 +47,15 @@ func FuzzCalls(f *testing.F) {
 	f.Add(byte(4), byte(2), append([]byte{0, 0, 0, 0, byte(len(binary))}, binary...))
 	f.Add(byte(4), byte(0), []byte(`{"claims":{"a":[`+strings.Repeat(`0,`, 3000)+`0]}}`))
 	f.Add(byte(1), byte(0), []byte(`{"items":[`+strings.Repeat(`{},`, 999)+`{}]}`))
-	seen := map[bool]bool{}
+	seen, calls := map[bool]bool{}, 0
 	f.Cleanup(func() {
-		if len(seen) == 1 { // 0 in the process that only hands out work
-			f.Errorf("outcomes seen: %v", seen)
+		// The seeds have both. What a worker of the fuzzer is given may have one only, or be a single input.
+		if flag.Lookup("test.fuzz").Value.String() == "" && calls > 10 && len(seen) < 2 {
+			f.Errorf("outcomes seen in %d calls: %v", calls, seen)
 		}
 	})
 	f.Fuzz(func(t *testing.T, method, typ byte, body []byte) {
+		calls++
 		name, content := fuzzMethods[int(method)%len(fuzzMethods)], fuzzTypes[int(typ)%len(fuzzTypes)]
 		r := httptest.NewRequest(http.MethodPost, "http://localhost/"+revokdv1connect.RevocationServiceName+"/"+name, bytes.NewReader(body))
 		r.Header.Set("Content-Type", content)

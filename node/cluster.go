@@ -503,29 +503,46 @@ func (m *membership) compareClocks() {
 			offsets = append(offsets, p.Offset)
 		}
 	}
-	median, most := judgeClock(offsets)
-	before := time.Duration(m.offset.Swap(int64(median)))
-	if far := median.Abs() > warnOffset; far != (before.Abs() > warnOffset) {
-		if far {
-			m.n.log.Warn("the wall clock is off from the other nodes'", "offset", median.String(), "writes_refused_beyond", stopOffset.String())
-		} else {
+	v := judgeClock(offsets)
+	if !v.known { // nobody is there to compare with: it is as wrong as it was
+		return
+	}
+	before := time.Duration(m.offset.Swap(int64(v.offset)))
+	if far := v.offset.Abs() > warnOffset; far != (before.Abs() > warnOffset) {
+		switch {
+		case !far:
 			m.n.log.Info("the wall clock agrees with the other nodes'")
+		case v.judged:
+			m.n.log.Warn("the wall clock is off from the other nodes'", "offset", v.offset.String(), "writes_refused_beyond", stopOffset.String())
+		default:
+			m.n.log.Warn("the wall clocks of this node and of another are apart; of two nobody knows which one is right", "offset", v.offset.String())
 		}
 	}
-	m.refuses.Store(median.Abs() > stopOffset)
-	if most {
+	// One other clock convicts nobody. It can acquit: two that agree are more than one that does not.
+	if v.judged || v.most {
+		m.refuses.Store(v.offset.Abs() > stopOffset)
+		m.n.mu.Lock()
+		m.n.guard.Ahead(-v.offset)
+		m.n.mu.Unlock()
+	}
+	if v.judged && v.most {
 		m.n.mu.Lock()
 		m.n.guard.Confirm()
 		m.n.mu.Unlock()
 	}
 }
 
-// judgeClock returns the median of the offsets of wall clocks from this node's, its own 0 among them, and whether most of three or more agree with it. A median of 0 alone does
-// not say so: between a clock that is ahead and one that is behind every wrong one is in the middle. Of two nobody knows who is right.
-func judgeClock(offsets []time.Duration) (median time.Duration, most bool) {
-	if len(offsets) < 3 {
-		return 0, false
-	}
+// clockVerdict is what the offsets of other wall clocks from this node's say of it.
+type clockVerdict struct {
+	known  bool          // there is another
+	judged bool          // there are three with this one: the median of them is the time
+	offset time.Duration // of the median from this node's, or of the only other one
+	most   bool          // more than half of them, this one included, agree with this one
+}
+
+// judgeClock compares offsets, this node's own 0 among them. A median of 0 alone does not say that most agree: between a clock that is ahead and one that is behind every wrong
+// one is in the middle.
+func judgeClock(offsets []time.Duration) (v clockVerdict) {
 	slices.Sort(offsets)
 	near := 0
 	for _, o := range offsets {
@@ -533,7 +550,14 @@ func judgeClock(offsets []time.Duration) (median time.Duration, most bool) {
 			near++
 		}
 	}
-	return offsets[(len(offsets)-1)/2], 2*near > len(offsets)
+	v.known, v.judged, v.most = len(offsets) > 1, len(offsets) > 2, 2*near > len(offsets)
+	switch {
+	case v.judged:
+		v.offset = offsets[(len(offsets)-1)/2]
+	case v.known:
+		v.offset = offsets[0] + offsets[1] // one of them is 0
+	}
+	return v
 }
 
 // agreed reports whether the wall clock has agreed with that of another node since the start. Until then a machine that has started with a wrong clock would write

@@ -1026,20 +1026,54 @@ func TestJudgeClock(t *testing.T) {
 	const s, h = time.Second, time.Hour
 	for _, c := range []struct {
 		offsets []time.Duration
-		median  time.Duration
-		most    bool
+		want    clockVerdict
 	}{
-		{[]time.Duration{0}, 0, false},
-		{[]time.Duration{0, 5 * h}, 0, false},
-		{[]time.Duration{0, 0, s}, 0, true},
-		{[]time.Duration{0, -2 * s, 2 * h}, 0, true},
-		{[]time.Duration{0, -30 * s, 2 * h}, 0, false}, // this one is 30 s ahead, another one two hours
-		{[]time.Duration{0, 2 * h, 2 * h}, 2 * h, false},
-		{[]time.Duration{0, 0, 2 * h, 2 * h}, 0, false},
-		{[]time.Duration{0, s, -s, 2 * h, -2 * h}, 0, true},
+		{[]time.Duration{0}, clockVerdict{most: true}},
+		{[]time.Duration{0, 5 * h}, clockVerdict{known: true, offset: 5 * h}},
+		{[]time.Duration{0, -5 * h}, clockVerdict{known: true, offset: -5 * h}},
+		{[]time.Duration{0, s}, clockVerdict{known: true, offset: s, most: true}},
+		{[]time.Duration{0, 0, s}, clockVerdict{true, true, 0, true}},
+		{[]time.Duration{0, -2 * s, 2 * h}, clockVerdict{true, true, 0, true}},
+		{[]time.Duration{0, -30 * s, 2 * h}, clockVerdict{true, true, 0, false}}, // this one is 30 s ahead, another one two hours
+		{[]time.Duration{0, 2 * h, 2 * h}, clockVerdict{true, true, 2 * h, false}},
+		{[]time.Duration{0, 0, 2 * h, 2 * h}, clockVerdict{true, true, 0, false}},
+		{[]time.Duration{0, s, -s, 2 * h, -2 * h}, clockVerdict{true, true, 0, true}},
 	} {
-		if median, most := judgeClock(slices.Clone(c.offsets)); median != c.median || most != c.most {
-			t.Errorf("%v: %s %v, want %s %v", c.offsets, median, most, c.median, c.most)
+		if got := judgeClock(slices.Clone(c.offsets)); got != c.want {
+			t.Errorf("%v: %+v, want %+v", c.offsets, got, c.want)
 		}
+	}
+}
+
+// A node whose clock the others have found to be wrong refuses writes until somebody agrees with it: not only for as long as two others are there to outvote it.
+func TestWrongClockRefusesWrites(t *testing.T) {
+	c := &stepped{Clock: clock.System()}
+	m := withStepped(t, c)
+	a := m.nodes["a"]
+	write := func() error {
+		_, _, err := a.Write(t.Context(), []revocation.Request{{Match: match(t, "iss=i,sub=alice")}}, WriteOptions{Ack: AckLocal})
+		return err
+	}
+	c.by.Store(int64(-50 * time.Second)) // not a jump by its own past
+	m.until("a knows that its clock is off", a.members.refuses.Load)
+	wantRefused := func(when string) {
+		t.Helper()
+		a.members.compareClocks()
+		if err := write(); !errors.Is(err, ErrClock) || !strings.Contains(err.Error(), "off from the median") {
+			t.Fatalf("%s: %v", when, err)
+		}
+	}
+	wantRefused("both others are there")
+	m.links["ab"]()
+	m.until("b is away", func() bool { return !a.replica.connected("b") })
+	wantRefused("one of them is there")
+	m.links["ac"]()
+	m.until("c is away", func() bool { return !a.replica.connected("c") })
+	wantRefused("nobody is there")
+	c.by.Store(0)
+	m.link("a", "c")
+	m.until("c agrees with it", func() bool { return !a.members.refuses.Load() })
+	if err := write(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -41,7 +41,9 @@ var Earliest = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 //     jitter between the two clocks uses up nothing;
 //   - after a start it goes on from the persisted high water, and believes another wall clock only after a
 //     grace period without a jump: a machine that boots with a wrong clock must not forget what it has just
-//     read from disk. A wall clock before [Earliest] is never believed.
+//     read from disk. A wall clock before [Earliest] is never believed;
+//   - it is at most Step ahead of the median of other machines, once that is known: a clock that gains
+//     a little each hour, which its own past does not show, forgets nothing early.
 //
 // The bound: t after the guard was made, by the monotonic clock, guarded time is at most
 //
@@ -64,6 +66,7 @@ type Guard struct {
 	anchor    time.Duration // offset of the wall clock against the line that counts as no jump
 	since     time.Duration // mono of the last jump, or of the start
 	jumped    bool          // there was a jump
+	ahead     time.Duration // of the wall clock, of the median of other machines
 	unsettled bool          // the wall clock at the start was not believed, and is not yet
 }
 
@@ -142,6 +145,14 @@ func (g *Guard) Confirm() {
 	}
 }
 
+// Ahead says by how much the wall clock is ahead of the median of those of other machines and itself; not above 0 if it is not. It counts until it is said anew:
+// while nobody is there to compare with, the clock is as wrong as it was.
+func (g *Guard) Ahead(by time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ahead = by
+}
+
 // Read takes a reading of the clocks. The more often it is called, the sooner a jump is seen; once
 // a second is plenty.
 func (g *Guard) Read() Reading {
@@ -172,6 +183,9 @@ func (g *Guard) Read() Reading {
 	r := Reading{Guarded: g.line, Wall: wall, Offset: offset, Unconfirmed: g.unsettled}
 	if wall.Before(g.line) || faults.Mutant("wall-clock") {
 		r.Guarded = wall
+	}
+	if most := wall.Add(g.cfg.Step - g.ahead); g.ahead > g.cfg.Step && most.Before(r.Guarded) && !faults.Mutant("wall-clock") {
+		r.Guarded = most
 	}
 	r.Trusted = (!g.jumped || mono-g.since >= g.cfg.Distrust) && !wall.Before(Earliest)
 	return r

@@ -167,6 +167,21 @@ func TestDriftIsFollowed(t *testing.T) {
 	}
 }
 
+// The same clock among others: they say that it is ahead, and it forgets nothing early, however long it goes on.
+func TestDriftIsBoundedByOthers(t *testing.T) {
+	tr := start(clock.GuardConfig{})
+	tr.pass(10*day, time.Minute, func(r clock.Reading) {
+		if gain := r.Guarded.Sub(tr.now); gain > 6*time.Second {
+			t.Fatalf("%s ahead after %s", gain, tr.now.Sub(noon))
+		}
+		tr.Jump(4 * time.Second / 60)
+		tr.guard.Ahead(r.Wall.Sub(tr.now))
+	})
+	tr.guard.Ahead(0) // set right
+	tr.Jump(tr.now.Sub(tr.Now()))
+	tr.pass(time.Minute, time.Second, func(r clock.Reading) { wantGuarded(t, r, tr.now) })
+}
+
 // What a jump back gave up may be taken again only as far as time has really passed.
 func TestForwardAfterBack(t *testing.T) {
 	tr := start(clock.GuardConfig{})

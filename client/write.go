@@ -287,11 +287,8 @@ func (c *Client) try(ctx context.Context, call func(ctx context.Context, s revok
 	return fmt.Errorf("%w: %w", ErrUnavailable, errs)
 }
 
-// retriable: what a node refuses is refused; one that goes away in the middle of a call may leave any other trace.
+// retriable: what a node refuses is refused, but for what is counted on each (queues, disks, rates, quotas); one that goes away in the middle of a call may leave any other trace.
 func retriable(err error) bool {
-	if d, ok := detailIn[*revokdv1.ErrorDetail](err); ok && (d.GetKind() == "quota" || d.GetKind() == "shapes") {
-		return false // counted over records that all nodes hold
-	}
 	switch connect.CodeOf(err) {
 	case connect.CodeUnavailable, connect.CodeResourceExhausted, connect.CodeAborted, connect.CodeInternal, connect.CodeUnknown, connect.CodeCanceled, connect.CodeDeadlineExceeded:
 		return true

@@ -21,8 +21,8 @@ func TestRetriable(t *testing.T) {
 		{connect.CodeResourceExhausted, "busy", true},
 		{connect.CodeResourceExhausted, "disk_full", true},
 		{connect.CodeResourceExhausted, "rate", true},
-		{connect.CodeResourceExhausted, "quota", false},
-		{connect.CodeResourceExhausted, "shapes", false},
+		{connect.CodeResourceExhausted, "quota", true},
+		{connect.CodeResourceExhausted, "shapes", true},
 		{connect.CodeInvalidArgument, "out_of_range", false},
 		{connect.CodePermissionDenied, "", false},
 	} {

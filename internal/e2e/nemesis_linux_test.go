@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -180,9 +179,8 @@ func (f *faults) pause(rng *rand.Rand, hold time.Duration) bool {
 		return false
 	}
 	time.Sleep(hold) // for which it stands still
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.proc.Pid()))
-	_, state, _ := bytes.Cut(stat, []byte(") "))
-	return m.proc.Signal(syscall.SIGCONT) == nil && err == nil && bytes.HasPrefix(state, []byte("T"))
+	stopped := isStopped(m.proc.Pid())
+	return m.proc.Signal(syscall.SIGCONT) == nil && stopped
 }
 
 // cutOff makes hosts drop packets from others for a while, beside what other faults have them drop.

@@ -161,7 +161,7 @@ func TestTotals(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := map[string]string{}
-	for _, total := range Totals(reports) {
+	for _, total := range Totals(Night, reports) {
 		got[total.Name] = fmt.Sprint(total.Real, total.Simulated, total.Enough(1))
 	}
 	for name, want := range map[string]string{
@@ -169,6 +169,16 @@ func TestTotals(t *testing.T) {
 	} {
 		if got[name] != want {
 			t.Errorf("%s: %s, want %s", name, got[name], want)
+		}
+	}
+	for _, test := range []struct {
+		t    Total
+		want bool
+	}{
+		{Total{Real: 12, Simulated: 18, Least: Least{12, 30}}, true}, {Total{Real: 11, Simulated: 100, Least: Least{12, 30}}, false}, {Total{Real: 12, Simulated: 17, Least: Least{12, 30}}, false}, {Total{}, true},
+	} {
+		if test.t.Enough(1) != test.want {
+			t.Errorf("%+v: %v", test.t, !test.want)
 		}
 	}
 	if _, err := ReadReports(strings.NewReader("{}\n{")); err == nil {

@@ -55,42 +55,51 @@ func ReadReports(from io.Reader) ([]Report, error) {
 	}
 }
 
-// Total is one quantity of a lane: what was seen of it, and what a night has to see.
+// Lane is what a report is held against.
+type Lane string
+
+// The lanes; a release is ten nights.
+const (
+	CI    Lane = "ci"
+	Night Lane = "night"
+)
+
+// Least is how much of something a lane has to see: with real processes, and in all.
+type Least struct{ Real, All int64 }
+
+// Total is one quantity of a lane: what was seen of it, and what has to be.
 type Total struct {
 	Name      string
 	Real      int64 // with real processes
 	Simulated int64
-	Night     int64 // 0: any number
-	OnlyReal  bool  // what is simulated does not count
+	Least     Least // the zero Least: any number
 }
 
-// Enough reports whether that is as much as in so many nights.
-func (t Total) Enough(nights float64) bool {
-	seen := t.Real
-	if !t.OnlyReal {
-		seen += t.Simulated
-	}
-	return float64(seen) >= nights*float64(t.Night)
+// Enough reports whether that is as much as in so many runs of the lane.
+func (t Total) Enough(runs float64) bool {
+	return float64(t.Real) >= runs*float64(t.Least.Real) && float64(t.Real+t.Simulated) >= runs*float64(t.Least.All)
 }
 
-// quantities of a lane; what a night has to see is from the reference of the fault programme. What ends in kill -9 counts as that too.
+// Broken names the Total that has to be 0.
+const Broken = "broken promises"
+
+// quantities of a lane; what it has to see is from the reference of the fault programme. What ends in kill -9 counts as that too.
 var quantities = []struct {
-	name  string
-	night int64
-	real  bool
-	of    func(Counts) int64
+	name      string
+	ci, night Least
+	of        func(Counts) int64
 }{
-	{"revocations acknowledged", 20_000_000, true, func(c Counts) int64 { return c.Acknowledged }},
-	{"revocations of which nobody knows", 0, false, func(c Counts) int64 { return c.Unsure }},
-	{"checks", 200_000_000, true, func(c Counts) int64 { return c.Checks }},
-	{"checks that could have shown a loss", 0, false, func(c Counts) int64 { return c.Judged }},
-	{"kill -9 and start", 3000, true, faults("kill", "kill/all", "disk", "wipe", "damage")},
-	{"partitions", 500, false, faults("partition/halves", "partition/isolate", "partition/oneway", "partition/bridge", "partition/other")},
-	{"pauses", 500, false, faults("pause")},
-	{"clock steps", 500, false, faults("clock")},
-	{"disk faults, damage, lost directories", 1000, false, faults("disk", "wipe", "damage")},
-	{"rolling upgrades and roll-backs", 20, true, faults("upgrade/rolling")},
-	{"broken promises", 0, false, func(c Counts) int64 {
+	{"revocations acknowledged", Least{500_000, 0}, Least{20_000_000, 0}, func(c Counts) int64 { return c.Acknowledged }},
+	{"revocations of which nobody knows", Least{}, Least{}, func(c Counts) int64 { return c.Unsure }},
+	{"checks", Least{5_000_000, 0}, Least{200_000_000, 0}, func(c Counts) int64 { return c.Checks }},
+	{"checks that could have shown a loss", Least{}, Least{}, func(c Counts) int64 { return c.Judged }},
+	{"kill -9 and start", Least{300, 0}, Least{3000, 0}, faults("kill", "kill/all", "disk", "wipe", "damage")},
+	{"partitions", Least{12, 30}, Least{0, 500}, faults("partition/halves", "partition/isolate", "partition/oneway", "partition/bridge", "partition/other")},
+	{"pauses", Least{12, 30}, Least{0, 500}, faults("pause")},
+	{"clock steps", Least{0, 50}, Least{0, 500}, faults("clock")},
+	{"disk faults, damage, lost directories", Least{0, 100}, Least{0, 1000}, faults("disk", "wipe", "damage")},
+	{"rolling upgrades and roll-backs", Least{1, 0}, Least{20, 0}, faults("upgrade/rolling")},
+	{Broken, Least{}, Least{}, func(c Counts) int64 {
 		sum := 0
 		for _, n := range c.Broken {
 			sum += n
@@ -111,10 +120,13 @@ func faults(names ...string) func(Counts) int64 {
 }
 
 // Totals adds up reports.
-func Totals(reports []Report) []Total {
+func Totals(lane Lane, reports []Report) []Total {
 	var all []Total
 	for _, q := range quantities {
-		t := Total{Name: q.name, Night: q.night, OnlyReal: q.real}
+		t := Total{Name: q.name, Least: q.night}
+		if lane == CI {
+			t.Least = q.ci
+		}
 		for _, r := range reports {
 			if n := q.of(r.Counts); r.Test == Simulation {
 				t.Simulated += n

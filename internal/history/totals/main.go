@@ -1,26 +1,33 @@
-// Command totals adds up the reports of a lane of the fault programme, prints them as a Markdown table beside what a night has to see, and ends with status 1 if there was less:
+// Command totals adds up the reports of a lane of the fault programme, prints them as a Markdown table beside what the lane has to see, and ends with status 1 if there was less or a
+// promise was broken:
 //
-//	go run ./internal/history/totals -of 0.33 histories.json
+//	go run ./internal/history/totals -lane night -of 0.33 histories.json
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/revokd/revokd/internal/history"
 )
 
 func main() {
-	of := flag.Float64("of", 1, "how many nights")
+	lane := flag.String("lane", string(history.Night), "ci or night")
+	of := flag.Float64("of", 1, "how many runs of the lane")
 	flag.Parse()
-	if err := run(flag.Arg(0), *of); err != nil {
+	if err := run(history.Lane(*lane), flag.Arg(0), *of); err != nil {
 		fmt.Fprintln(os.Stderr, "totals:", err)
 		os.Exit(1)
 	}
 }
 
-func run(path string, nights float64) error {
+func run(lane history.Lane, path string, runs float64) error {
+	if lane != history.CI && lane != history.Night {
+		return fmt.Errorf("-lane %q: ci or night", lane)
+	}
 	file, err := os.Open(path)
 	if err != nil {
 		return err
@@ -32,20 +39,26 @@ func run(path string, nights float64) error {
 	}
 	fmt.Println("| | real processes | simulated | at least |")
 	fmt.Println("|---|--:|--:|--:|")
-	few := 0
-	for _, t := range history.Totals(reports) {
-		least := ""
-		if t.Night > 0 {
-			least = fmt.Sprint(int64(nights * float64(t.Night)))
-			if t.OnlyReal {
-				least += " (real)"
-			}
+	few, broken := 0, false
+	for _, t := range history.Totals(lane, reports) {
+		var least []string
+		if n := int64(runs * float64(t.Least.Real)); n > 0 {
+			least = append(least, fmt.Sprintf("%d (real)", n))
 		}
-		if !t.Enough(nights) {
+		if n := int64(runs * float64(t.Least.All)); n > 0 {
+			least = append(least, fmt.Sprint(n))
+		}
+		if !t.Enough(runs) {
 			few++
-			least += ": too few"
+			least = append(least, "too few")
 		}
-		fmt.Printf("| %s | %d | %d | %s |\n", t.Name, t.Real, t.Simulated, least)
+		fmt.Printf("| %s | %d | %d | %s |\n", t.Name, t.Real, t.Simulated, strings.Join(least, ", "))
+		if t.Name == history.Broken && t.Real+t.Simulated > 0 {
+			broken = true
+		}
+	}
+	if broken {
+		return errors.New("promises were broken")
 	}
 	if few > 0 {
 		return fmt.Errorf("%d quantities are too small: the run is invalid", few)

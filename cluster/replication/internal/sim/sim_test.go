@@ -24,17 +24,26 @@ func TestSeeds(t *testing.T) {
 	}
 	t.Log(total)
 	// What did not happen was not tested.
-	if total.Crashes < int(n) || total.Wipes == 0 || total.Rolls < int(n)/2 || total.Refusals < int(n) || total.Scans < n || total.Reissued < n || total.Checked < 100*n || total.Quorum < 10*int(n) || total.Repaired > 0 {
+	if total.Crashes < int(n) || total.Wipes == 0 || total.Rolls < int(n)/2 || total.Refusals < int(n) || total.Scans < n || total.Reissued < n || total.Checked < 100*n || total.Quorum < 10*int(n) || total.Repaired > 0 ||
+		total.Cuts < int(n) || total.Pauses < int(n)/2 || total.Steps < int(n)/5 || total.Pulls < n {
 		t.Errorf("too little has happened: %v", total)
 	}
 }
 
 // With a host that is trusted and sends what it likes, nobody keeps more than he must, nothing out of bounds is taken, and in the end everybody has what was acknowledged.
 func TestRogueSeeds(t *testing.T) {
-	for seed := uint64(1); seed <= *seeds/2; seed++ {
-		if r := Run(Seeded(seed, Options{Clients: -1, Rogue: true})); len(r.Failures) > 0 {
+	n := *seeds / 2
+	var total Result
+	for seed := uint64(1); seed <= n; seed++ {
+		r := Run(Seeded(seed, Options{Clients: -1, Rogue: true}))
+		total.Add(&r)
+		if len(r.Failures) > 0 {
 			t.Fatalf("seed %d: %q\nagain with: go run ./cluster/replication/internal/simrun -rogue -seed %d", seed, r.Failures, seed)
 		}
+	}
+	t.Log(total)
+	if total.Crashes < int(n) || total.Cuts < int(n) || total.Scans < n || total.Pulls < n || total.Quorum < 10*int(n) {
+		t.Errorf("too little has happened: %v", total)
 	}
 }
 

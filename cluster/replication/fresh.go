@@ -278,7 +278,6 @@ func (r *Replica) Confirmed(index uint32, number uint64) (names []string) {
 	for _, p := range r.order {
 		votes, held := p.votes && p.hash == r.voters.Hash, at(p.durable, index)
 		switch {
-		case r.cfg.Mutant == nil:
 		case r.without("non-voters"):
 			votes = p.hash == r.voters.Hash
 		case r.without("other-hash"):

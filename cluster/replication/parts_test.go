@@ -25,7 +25,7 @@ func newMesh(t testing.TB, n int, mutant string) *mesh {
 	}
 	for i, name := range voters.Names {
 		store, cfg := newTable(), testConfig(name)
-		cfg.Mutant = func(name string) bool { return name == mutant }
+		cfg.Mutant = leaveOut(mutant)
 		r, err := New(cfg, store, nil, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -108,23 +108,24 @@ type cutOff struct {
 // Sessions with who is cut off seem to be there for a while. The three level among themselves at once, and go on to acknowledge and to see what a majority
 // holds: also when one was asked before whether another one can hold what it claims.
 func TestWhoIsCutOffHoldsNobodyUp(t *testing.T) {
-	for _, x := range []cutOff{
-		{name: "one holds more", holds: [2][3]int{{0, 0, 2}, {0, 0, 2}}},
-		{name: "each holds more than the next", holds: [2][3]int{{0, 1, 2}, {0, 1, 2}}},
-		{name: "more of one, and less of the other", holds: [2][3]int{{2, 0, 1}, {0, 1, 2}}},
-		{name: "doubts nobody has answered", doubts: true, holds: [2][3]int{{0, 0, 2}, {0, 0, 2}}},
-		{name: "doubts that were answered", doubts: true, answered: 2 * time.Second, holds: [2][3]int{{0, 0, 2}, {0, 0, 2}}},
-		{name: "doubts, and two hold more", doubts: true, answered: 2 * time.Second, holds: [2][3]int{{0, 1, 2}, {2, 1, 0}}},
-	} {
+	for _, x := range cutOffs {
 		t.Run(x.name, func(t *testing.T) {
 			if err := x.run(t, ""); err != nil {
 				t.Error(err)
 			}
-			if x.answered > 0 && x.holds[0] == x.holds[1] && x.run(t, "stale-doubts") == nil {
-				t.Error("without the rule nothing breaks")
-			}
 		})
 	}
+}
+
+var doubtsAnswered = cutOff{name: "doubts that were answered", doubts: true, answered: 2 * time.Second, holds: [2][3]int{{0, 0, 2}, {0, 0, 2}}}
+
+var cutOffs = []cutOff{
+	{name: "one holds more", holds: [2][3]int{{0, 0, 2}, {0, 0, 2}}},
+	{name: "each holds more than the next", holds: [2][3]int{{0, 1, 2}, {0, 1, 2}}},
+	{name: "more of one, and less of the other", holds: [2][3]int{{2, 0, 1}, {0, 1, 2}}},
+	{name: "doubts nobody has answered", doubts: true, holds: [2][3]int{{0, 0, 2}, {0, 0, 2}}},
+	doubtsAnswered,
+	{name: "doubts, and two hold more", doubts: true, answered: 2 * time.Second, holds: [2][3]int{{0, 1, 2}, {2, 1, 0}}},
 }
 
 func (x *cutOff) run(t *testing.T, mutant string) error {

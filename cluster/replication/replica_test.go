@@ -184,78 +184,86 @@ func frames(fn func(w *writer)) []byte {
 	return w.b
 }
 
+// leaveOut is a Config.Mutant; empty: with all rules.
+func leaveOut(rule string) func(string) bool {
+	if rule == "" {
+		return nil
+	}
+	return func(name string) bool { return name == rule }
+}
+
 // Votes count under one configuration, and only those of voters (guarantees 1, rule 3).
 func TestVotesCountUnderOneConfiguration(t *testing.T) {
-	names := []string{"a", "b"}
 	for _, c := range []struct {
-		name    string
-		hash    uint64
-		votes   bool
-		counts  bool
-		mutant  string
-		mutated bool
+		name   string
+		hash   uint64
+		votes  bool
+		counts bool
 	}{
 		{name: "the same voters", hash: 7, votes: true, counts: true},
-		{name: "other voters", hash: 8, votes: true, mutant: "other-hash"},
-		{name: "no voter", hash: 7, votes: false, mutant: "non-voters"},
+		{name: "other voters", hash: 8, votes: true},
+		{name: "no voter", hash: 7, votes: false},
 	} {
-		for _, mutated := range []bool{false, true} {
-			if mutated && c.mutant == "" {
-				continue
-			}
-			p := newPair(t, func(_ int, cfg *Config) {
-				if mutated {
-					cfg.Mutant = func(name string) bool { return name == c.mutant }
-				}
-			})
-			p.step(0, SetVoters{Voters{1, 7, names}, true})
-			p.step(1, SetVoters{Voters{1, c.hash, names}, c.votes})
-			p.write(0, testRecord(1, 1))
-			p.exchange(3 * time.Second)
-			confirmed := len(p.r[0].Confirmed(p.own[0], 1)) == 1
-			_, all := p.r[0].FreshSince()
-			if want := c.counts || mutated; confirmed != want || (all != never) != want {
-				t.Errorf("%s, rule left out %v: confirmed %v, a view of all %v", c.name, mutated, confirmed, all != never)
-			}
+		if confirms, views := voteOf(t, c.hash, c.votes, ""); confirms != c.counts || views != c.counts {
+			t.Errorf("%s: confirmed %v, a view of all %v", c.name, confirms, views)
 		}
 	}
 }
 
+// voteOf reports whether a, which has voters of the hash 7, counts what b confirms and what it says about views.
+func voteOf(t testing.TB, hash uint64, votes bool, mutant string) (confirms, views bool) {
+	names := []string{"a", "b"}
+	p := newPair(t, func(_ int, cfg *Config) { cfg.Mutant = leaveOut(mutant) })
+	p.step(0, SetVoters{Voters{1, 7, names}, true})
+	p.step(1, SetVoters{Voters{1, hash, names}, votes})
+	p.write(0, testRecord(1, 1))
+	p.exchange(3 * time.Second)
+	_, all := p.r[0].FreshSince()
+	return len(p.r[0].Confirmed(p.own[0], 1)) == 1, all != never
+}
+
 // A record that the store refuses holds the vector, and what follows over the hole does not raise it.
 func TestRefusedRecordHoldsTheVector(t *testing.T) {
-	for _, mutant := range []string{"", "raise-early"} {
-		p := newPair(t, func(side int, c *Config) {
-			if side == 1 && mutant != "" {
-				c.Mutant = func(name string) bool { return name == mutant }
-			}
-		})
-		full := errors.New("full")
-		p.store[1].refuse = func(r *Record) error {
-			if *r == testRecord(3, 1) {
-				return full
-			}
-			return nil
-		}
-		for k := range uint64(5) {
-			p.write(0, testRecord(k+1, 1))
-			p.exchange(2 * time.Millisecond)
-		}
-		v := p.r[1].Vector()
-		if held := len(v) == 1 && v[0].Number == 2; held != (mutant == "") {
-			t.Errorf("without %q: the vector is %v", mutant, v)
-		}
-		if mutant != "" {
-			continue
-		}
-		if p.r[1].Stats().Refused == 0 || !errors.Is(p.r[1].Stats().LastRefused, full) {
-			t.Errorf("%+v", p.r[1].Stats())
-		}
-		p.store[1].refuse = nil
-		p.exchange(3 * time.Second)
-		if v := p.r[1].Vector(); len(v) != 1 || v[0].Number != 5 {
-			t.Errorf("not level when there is room: %v", v)
-		}
+	p := refusing(t, "")
+	if !p.holdsAt(2) {
+		t.Errorf("the vector is %v", p.r[1].Vector())
 	}
+	if st := p.r[1].Stats(); st.Refused == 0 || !errors.Is(st.LastRefused, errFull) {
+		t.Errorf("%+v", st)
+	}
+	p.store[1].refuse = nil
+	p.exchange(3 * time.Second)
+	if !p.holdsAt(5) {
+		t.Errorf("not level when there is room: %v", p.r[1].Vector())
+	}
+}
+
+var errFull = errors.New("full")
+
+// refusing is a pair in which b has refused the third of a's five records.
+func refusing(t testing.TB, mutant string) *pair {
+	p := newPair(t, func(side int, c *Config) {
+		if side == 1 {
+			c.Mutant = leaveOut(mutant)
+		}
+	})
+	p.store[1].refuse = func(r *Record) error {
+		if *r == testRecord(3, 1) {
+			return errFull
+		}
+		return nil
+	}
+	for k := range uint64(5) {
+		p.write(0, testRecord(k+1, 1))
+		p.exchange(2 * time.Millisecond)
+	}
+	return p
+}
+
+// holdsAt reports whether b's vector says so many of a's records, and nothing else.
+func (p *pair) holdsAt(number uint64) bool {
+	v := p.r[1].Vector()
+	return len(v) == 1 && v[0].Number == number
 }
 
 // A missing definition ends the session; the next one brings it.

@@ -336,100 +336,104 @@ func TestRogue(t *testing.T) {
 
 // Who says again and again that this node's numbers are used is not listened to any more; it makes the node take other ones three times at once.
 func TestFencesAreMetered(t *testing.T) {
-	for _, mutant := range []string{"", "fence-always"} {
-		x := newRogueTest(t, func(c *Config) { c.Mutant = func(name string) bool { return name == mutant } })
-		for i := range uint64(20) {
-			id := x.r[0].own[Urgent]
-			if id == nil {
-				if _, err := x.r[0].NewOrigin(MakeOrigin(5000+2*i, Urgent)); err != nil {
-					t.Fatal(err)
-				}
-				id = x.r[0].own[Urgent]
+	if n := fencesOf(t, ""); n != fenceBurst {
+		t.Errorf("%d times, want %d", n, fenceBurst)
+	}
+}
+
+// fencesOf is how often a takes other numbers when it is told twenty times that its own are used.
+func fencesOf(t testing.TB, mutant string) int {
+	x := newRogueTest(t, func(c *Config) { c.Mutant = leaveOut(mutant) })
+	for i := range uint64(20) {
+		id := x.r[0].own[Urgent]
+		if id == nil {
+			if _, err := x.r[0].NewOrigin(MakeOrigin(5000+2*i, Urgent)); err != nil {
+				t.Fatal(err)
 			}
-			x.event(Disconnected{roguePeer})
-			x.connect()
-			x.say(func(w *writer) { w.names(5, id.ID, "a", 0, 0, false); w.claims(5, 500) })
-			x.now.Mono += 100 * time.Millisecond
+			id = x.r[0].own[Urgent]
 		}
-		if want := fenceBurst; (x.fences != want) != (mutant != "") {
-			t.Errorf("without %q: %d times, want %d", mutant, x.fences, want)
+		x.event(Disconnected{roguePeer})
+		x.connect()
+		x.say(func(w *writer) { w.names(5, id.ID, "a", 0, 0, false); w.claims(5, 500) })
+		x.now.Mono += 100 * time.Millisecond
+	}
+	return x.fences
+}
+
+// Each defence is what stops it: see TestMutants.
+func TestRogueDefences(t *testing.T) {
+	for name, holds := range defences {
+		if !holds(newRogueTest(t, nil)) {
+			t.Error(name)
 		}
 	}
 }
 
-// Each defence is what stops it.
-func TestRogueMutants(t *testing.T) {
-	for _, c := range []struct {
-		mutant string
-		holds  func(x *rogueTest) bool
-	}{
-		{"unasked", func(x *rogueTest) bool {
-			x.say(func(w *writer) { w.names(5, x.id(), "b", 0, 0, false); w.run(5, 3, testRecord(1000, 9)) })
-			return x.r[0].reg.byID[x.id()].applied == 2
-		}},
-		{"hearsay-views", func(x *rogueTest) bool {
-			x.step(0, Disconnected{1})
-			x.now.Mono += time.Hour
-			x.event(Tick{})
-			x.say(func(w *writer) {
-				w.frame(frameVoters)
-				w.fixed(7)
-				w.flag(true)
+// defences are what a rogue tries, by the rule that stops it; each reports whether that was in vain.
+var defences = map[string]func(x *rogueTest) bool{
+	"unasked": func(x *rogueTest) bool {
+		x.say(func(w *writer) { w.names(5, x.id(), "b", 0, 0, false); w.run(5, 3, testRecord(1000, 9)) })
+		return x.r[0].reg.byID[x.id()].applied == 2
+	},
+	"hearsay-views": func(x *rogueTest) bool {
+		x.step(0, Disconnected{1})
+		x.now.Mono += time.Hour
+		x.event(Tick{})
+		x.say(func(w *writer) {
+			w.frame(frameVoters)
+			w.fixed(7)
+			w.flag(true)
+			w.uint(1)
+			w.uint(0)
+			w.end()
+			for id := range uint64(20) {
+				w.frame(frameAnswer)
+				w.uint(id)
 				w.uint(1)
-				w.uint(0)
+				w.uint(1)
+				w.uint(2)
+				w.uint(1)
+				w.uint(1)
 				w.end()
-				for id := range uint64(20) {
-					w.frame(frameAnswer)
-					w.uint(id)
-					w.uint(1)
-					w.uint(1)
-					w.uint(2)
-					w.uint(1)
-					w.uint(1)
-					w.end()
-				}
-			})
-			return x.r[0].now.Mono-x.r[0].View("b") >= time.Hour
-		}},
-		{"hearsay", func(x *rogueTest) bool {
-			x.say(func(w *writer) { w.names(5, x.id(), "b", 0, 0, false); w.claims(5, 500) })
-			x.exchange(100 * time.Millisecond)
-			x.say(func(w *writer) { w.run(5, 3, testRecord(1000, 9)) })
-			return x.r[0].reg.byID[x.id()].applied == 2
-		}},
-	} {
-		for _, mutant := range []string{"", c.mutant} {
-			x := newRogueTest(t, func(cfg *Config) { cfg.Mutant = func(name string) bool { return name == mutant } })
-			if c.holds(x) != (mutant == "") {
-				t.Errorf("without %q: %v", mutant, mutant == "")
 			}
-		}
-	}
+		})
+		return x.r[0].now.Mono-x.r[0].View("b") >= time.Hour
+	},
+	"hearsay": func(x *rogueTest) bool {
+		x.say(func(w *writer) { w.names(5, x.id(), "b", 0, 0, false); w.claims(5, 500) })
+		x.exchange(100 * time.Millisecond)
+		x.say(func(w *writer) { w.run(5, 3, testRecord(1000, 9)) })
+		return x.r[0].reg.byID[x.id()].applied == 2
+	},
 }
 
 // A node whose numbers somebody else has used no longer claims what it wrote under them: it is no voter until it has written that under others, or a view that
 // names it would lack what it has confirmed.
 func TestFencedNodeDoesNotVote(t *testing.T) {
-	for _, mutant := range []string{"", "fenced-votes"} {
-		x := newRogueTest(t, func(c *Config) { c.Mutant = func(name string) bool { return name == mutant } })
-		id := x.r[0].own[Urgent].ID
-		x.say(func(w *writer) { w.names(5, id, "a", 0, 0, false); w.claims(5, 500) })
-		index, err := x.r[0].NewOrigin(MakeOrigin(5000, Urgent))
-		if err != nil || x.fences != 1 {
-			t.Fatal(err, x.fences)
-		}
-		x.own[0], x.next[0] = index, 1
-		x.step(1, Disconnected{1})
-		x.step(0, Connected{Peer: 1, Name: "b"})
-		x.step(1, Connected{Peer: 1, Name: "a"})
-		x.exchange(50 * time.Millisecond)
-		if votes := x.r[1].peers[1].votes; votes != (mutant != "") {
-			t.Errorf("without %q: a votes %v", mutant, votes)
-		}
-		x.write(0, testRecord(1, 2), testRecord(2, 2)) // instead of what it had
-		x.exchange(3 * time.Second)
-		if !x.r[1].peers[1].votes {
-			t.Errorf("without %q: a does not vote again", mutant)
-		}
+	if fencedVotes(t, "") {
+		t.Error("it votes")
 	}
+}
+
+// fencedVotes reports whether a votes for b when others have used its numbers; it votes again when it has written what it had.
+func fencedVotes(t testing.TB, mutant string) bool {
+	x := newRogueTest(t, func(c *Config) { c.Mutant = leaveOut(mutant) })
+	id := x.r[0].own[Urgent].ID
+	x.say(func(w *writer) { w.names(5, id, "a", 0, 0, false); w.claims(5, 500) })
+	index, err := x.r[0].NewOrigin(MakeOrigin(5000, Urgent))
+	if err != nil || x.fences != 1 {
+		t.Fatal(err, x.fences)
+	}
+	x.own[0], x.next[0] = index, 1
+	x.step(1, Disconnected{1})
+	x.step(0, Connected{Peer: 1, Name: "b"})
+	x.step(1, Connected{Peer: 1, Name: "a"})
+	x.exchange(50 * time.Millisecond)
+	votes := x.r[1].peers[1].votes
+	x.write(0, testRecord(1, 2), testRecord(2, 2)) // instead of what it had
+	x.exchange(3 * time.Second)
+	if !x.r[1].peers[1].votes {
+		t.Error("a does not vote again")
+	}
+	return votes
 }

@@ -186,7 +186,7 @@ type Config struct {
 	ReissueAfter time.Duration          // least jitter before unnamed content is written again; default 10 ms
 	Scans        int                    // scans served at once; default 4
 	ScanPiece    int                    // records in one message of a scan; default 4096
-	Mutant       func(name string) bool // names rules to leave out, in tests
+	Mutant       func(name string) bool // names rules to leave out, in tests: an error unless built with the tag faults
 }
 
 func (c *Config) validate() error {
@@ -195,6 +195,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("replication: Name has %d bytes, limit 1 to %d", len(c.Name), maxName)
 	case c.Deadline == nil || c.DefinitionID == nil || c.Random == nil || c.Digest == nil && !c.Client:
 		return errors.New("replication: a function is missing")
+	case c.Mutant != nil && !faulty:
+		return errors.New("replication: rules are left out only when built with the tag faults")
 	}
 	def := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {

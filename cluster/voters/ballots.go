@@ -183,7 +183,7 @@ func (l *lead) first() (list []Voter, free bool) {
 }
 
 func (m *Machine) asked(from string, msg message) {
-	if _, err := m.cur.changeTo(msg.value); (err != nil && m.broken&ruleOneChange == 0) || !m.acceptor(msg.value) {
+	if _, err := m.cur.changeTo(msg.value); (err != nil && !m.taken(ruleOneChange)) || !m.acceptor(msg.value) {
 		return
 	}
 	if msg.ballot.less(m.promised) {

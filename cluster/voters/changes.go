@@ -7,13 +7,13 @@ import (
 )
 
 func (m *Machine) caughtUp(e CaughtUp) {
-	if m.cur.IsZero() || (e.Hash != m.hash && m.broken&ruleRecorded == 0) || checkName(e.Name) != nil {
+	if m.cur.IsZero() || (e.Hash != m.hash && !m.taken(ruleRecorded)) || checkName(e.Name) != nil {
 		return
 	}
 	var mask uint64
 	for _, v := range e.With {
 		i, ok := m.cur.find(v.Name)
-		if ok && (m.cur.Voters[i].Incarnation == v.Incarnation || m.broken&ruleIncarnation != 0) {
+		if ok && (m.cur.Voters[i].Incarnation == v.Incarnation || m.taken(ruleIncarnation)) {
 			mask |= 1 << i
 		}
 	}
@@ -140,11 +140,11 @@ func (m *Machine) plan(w Propose) (next Config, waits string, err error) {
 		return Config{}, "", ErrPresent
 	case w.Op == Add && len(m.cur.Voters) == MaxVoters:
 		return Config{}, "", fmt.Errorf("%w: %d voters", ErrFull, MaxVoters)
-	case !m.settled && m.broken&ruleSettle == 0:
+	case !m.settled && !m.taken(ruleSettle):
 		return Config{}, "a majority that has caught up with a majority since the last change", nil
 	case w.Op == Remove:
 		next := m.cur.without(w.Name)
-		if next.count(func(Voter) bool { return true }) < next.Majority() && m.broken&ruleLeft == 0 {
+		if next.count(func(Voter) bool { return true }) < next.Majority() && !m.taken(ruleLeft) {
 			return Config{}, "silent voters to vote again: those that would be left could make no quorum", nil
 		}
 		return next, "", nil
@@ -161,7 +161,7 @@ func (m *Machine) plan(w Propose) (next Config, waits string, err error) {
 			inc = m.self.Incarnation
 		}
 	}
-	if n := m.caught(w.Name, inc); n < m.cur.Majority() && m.broken&ruleCatchUp == 0 {
+	if n := m.caught(w.Name, inc); n < m.cur.Majority() && !m.taken(ruleCatchUp) {
 		return Config{}, fmt.Sprintf("the node to catch up with %d voters, it has with %d", m.cur.Majority(), n), nil
 	}
 	return m.cur.with(Voter{Name: w.Name, Incarnation: inc}), "", nil
@@ -179,13 +179,13 @@ func (m *Machine) next() (Config, []string) {
 	}
 	if i, ok := m.cur.find(m.self.Name); ok {
 		switch v := m.cur.Voters[i]; {
-		case (v.Silent || v.Incarnation != m.self.Incarnation) && !m.settled && m.broken&ruleSettle == 0:
+		case (v.Silent || v.Incarnation != m.self.Incarnation) && !m.settled && !m.taken(ruleSettle):
 			waits = append(waits, "new incarnation: a majority that has caught up with a majority since the last change")
 		case v.Incarnation != m.self.Incarnation:
-			return m.cur.with(Voter{Name: v.Name, Incarnation: m.self.Incarnation, Silent: m.broken&ruleSilent == 0}), nil
+			return m.cur.with(Voter{Name: v.Name, Incarnation: m.self.Incarnation, Silent: !m.taken(ruleSilent)}), nil
 		case v.Silent:
 			need := len(m.cur.Voters) - m.cur.Majority() + 1
-			if m.broken&ruleOthers != 0 {
+			if m.taken(ruleOthers) {
 				need = 1
 			}
 			n := m.caught(v.Name, v.Incarnation)

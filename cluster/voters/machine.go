@@ -149,6 +149,9 @@ type Status struct {
 // rule names a rule that a test takes out. Outside tests none is.
 type rule uint
 
+// taken reports whether a rule is taken out.
+func (m *Machine) taken(r rule) bool { return faulty && m.broken&r != 0 }
+
 const (
 	ruleHash        rule = 1 << iota // acknowledgements count under their own hash only
 	ruleBootstrap                    // the first list needs every node in it
@@ -250,7 +253,7 @@ func (m *Machine) Step(e Event) []Output {
 	case Bootstrap:
 		e.Seen = slices.Clone(e.Seen)
 		m.boot = e
-		if m.broken&ruleBootstrap != 0 && m.cur.IsZero() && len(m.bootSeen()) == e.Expect {
+		if m.taken(ruleBootstrap) && m.cur.IsZero() && len(m.bootSeen()) == e.Expect {
 			m.adopt(Config{}.successor(m.bootSeen()), true)
 		}
 	case CaughtUp:
@@ -268,7 +271,7 @@ func (m *Machine) Step(e Event) []Output {
 	m.answerWishes()
 
 	var outs []Output
-	if m.dirty && m.broken&rulePersist == 0 {
+	if m.dirty && !m.taken(rulePersist) {
 		outs = append(outs, Persist{m.durable.encode(m.self.Name)})
 	}
 	for _, a := range m.news {
@@ -293,10 +296,10 @@ func (m *Machine) Votes() bool {
 // Counts reports whether an acknowledgement or a view by this incarnation, given under the configuration of this hash, counts now. What
 // counted under an older configuration counts no more: it has to be confirmed again. It does not allocate.
 func (m *Machine) Counts(name string, inc Incarnation, hash uint64) bool {
-	if m.fenced || (hash != m.hash && m.broken&ruleHash == 0) {
+	if m.fenced || (hash != m.hash && !m.taken(ruleHash)) {
 		return false
 	}
-	if i, ok := m.cur.find(name); ok && m.broken&ruleIncarnation != 0 {
+	if i, ok := m.cur.find(name); ok && m.taken(ruleIncarnation) {
 		inc = m.cur.Voters[i].Incarnation
 	}
 	return m.cur.Votes(name, inc)
@@ -419,7 +422,7 @@ func (m *Machine) received(from string, data []byte) {
 // conflict is a second list of the same number: two clusters, or two operators who accepted the loss of each other. A node that is in
 // both must not make a majority of either; the others go on, so that a stray node with a list of its own stops nobody.
 func (m *Machine) conflict(other Config) {
-	if _, ok := other.find(m.self.Name); ok && !m.fenced && m.broken&ruleFence == 0 {
+	if _, ok := other.find(m.self.Name); ok && !m.fenced && !m.taken(ruleFence) {
 		m.fenced, m.dirty = true, true
 		m.lead = nil
 	}
@@ -455,7 +458,7 @@ func (m *Machine) adopt(c Config, settled bool) {
 	m.promised, m.accepted, m.value = ballot{}, ballot{}, Config{}
 	m.derive()
 	m.lead, m.bootList, m.failures, m.startAt, m.want = nil, nil, 0, 0, retry{}
-	if m.broken&ruleRecorded == 0 {
+	if !m.taken(ruleRecorded) {
 		m.evidence = map[key]uint64{}
 	}
 	m.news = append(m.news, Adopted{c})

@@ -4,14 +4,14 @@
 //	go run ./internal/mutants no-slack   these
 //	go run ./internal/mutants -markdown  the table of docs/reliability.md
 //
-// A bug of package faults is chosen at run time: the tests are those of the plain program, built with the tag faults, and every one of them must pass without the
-// bug. A bug that no test catches, and a test that fails without it, end the command with exit code 1. The bugs of the simulator have their own
-// test, TestMutants, whose findings are listed behind them.
+// A bug of package faults is chosen at run time: the test is that of the plain program, built with the tag faults. It must pass without the bug, and it, and not
+// another one, must fail with it: nothing else that goes wrong counts as a catch. The rules of replication and of the voters have tests of their own, each called
+// TestMutants, which leave out one after the other. A bug that is not caught, and a test that fails without it or is not there, end the command with exit code 1.
 package main
 
 import (
-	"bufio"
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -25,31 +25,34 @@ import (
 	"github.com/revokd/revokd/internal/faults"
 )
 
-// suites say where a bug is expected to show.
+// suites say which test shows a bug.
 var suites = map[string]struct {
-	pkg, run string
-	own      bool // the tests switch the bug on themselves, and pass when it shows
+	pkg, test string
+	own       bool // the test switches the bug on itself, and passes when it shows
 }{
-	"ack-before-write": {pkg: "./internal/e2e", run: "TestCrashLoopFindsMutant", own: true},
-	"no-fsync":         {pkg: "./journal", run: "TestCrashes"},
-	"no-dir-fsync":     {pkg: "./journal", run: "TestCrashes"},
-	"ignore-fsync":     {pkg: "./journal", run: "."},
-	"replay-skip-last": {pkg: "./journal", run: "."},
-	"retry-fsync":      {pkg: "./journal", run: "."},
-	"skip-damage":      {pkg: "./journal", run: "."},
-	"unlink-first":     {pkg: "./journal", run: "TestCrashes"},
-	"no-rejoin":        {pkg: "./cluster", run: "."},
-	"wall-clock":       {pkg: "./internal/clock", run: "."},
-	"no-slack":         {pkg: "./revocation", run: "."},
-	"local-ttl":        {pkg: "./node", run: "."},
-	"short-key":        {pkg: "./revocation", run: "."},
-	"no-issuer":        {pkg: "./revocation", run: "."},
-	"late-cutoff":      {pkg: "./revocation", run: "."},
-	"accept-expired":   {pkg: "./revocation", run: "."},
-	"accept-future":    {pkg: "./internal/view", run: "."},
-	"active-unready":   {pkg: "./client", run: "."},
-	"active-stale":     {pkg: "./client", run: "."},
+	"ack-before-write": {pkg: "./internal/e2e", test: "TestCrashLoopFindsMutant", own: true},
+	"no-fsync":         {pkg: "./journal", test: "TestCrashes"},
+	"no-dir-fsync":     {pkg: "./journal", test: "TestCrashes"},
+	"ignore-fsync":     {pkg: "./journal", test: "TestFailureTakesItsBlock"},
+	"replay-skip-last": {pkg: "./journal", test: "TestBackupRestore"},
+	"retry-fsync":      {pkg: "./journal", test: "TestFailureTakesItsBlock"},
+	"skip-damage":      {pkg: "./journal", test: "TestRepair"},
+	"unlink-first":     {pkg: "./journal", test: "TestCrashes"},
+	"no-rejoin":        {pkg: "./cluster", test: "TestPartitionOfHalvesHealsWithinTenSeconds"},
+	"wall-clock":       {pkg: "./internal/clock", test: "TestJumpAndReturn"},
+	"no-slack":         {pkg: "./revocation", test: "TestBlockBehindAFastClock"},
+	"local-ttl":        {pkg: "./node", test: "TestJoinedContent"},
+	"short-key":        {pkg: "./revocation", test: "TestCensusKinds"},
+	"no-issuer":        {pkg: "./revocation", test: "TestThiefKeepsHisSession"},
+	"late-cutoff":      {pkg: "./revocation", test: "TestLifetime"},
+	"accept-expired":   {pkg: "./revocation", test: "TestDelta"},
+	"accept-future":    {pkg: "./internal/view", test: "TestMergeBounds"},
+	"active-unready":   {pkg: "./client", test: "TestNotReady"},
+	"active-stale":     {pkg: "./client", test: "TestNodeGone"},
 }
+
+// tables are the packages whose test TestMutants leaves out rules of their own, and logs a line for each: its name, what it does, what caught it.
+var tables = []string{"./cluster/replication", "./cluster/replication/internal/sim", "./cluster/voters"}
 
 func main() {
 	markdown := flag.Bool("markdown", false, "print a Markdown table")
@@ -76,41 +79,40 @@ func run(names []string, markdown bool) error {
 	defer os.RemoveAll(dir)
 	var found []finding
 	var missed []string
-	clean := map[string]error{} // by suite: whether it passes without a bug
+	clean := map[string]error{} // by test: whether it passes without a bug
 	for _, name := range names {
 		s, ok := suites[name]
 		if !ok || known[name] == "" {
-			return fmt.Errorf("%q is no bug that has a suite; there are %s", name, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+			return fmt.Errorf("%q is no bug that has a test; there are %s", name, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 		}
-		key := s.pkg + " " + s.run
-		if _, ok := clean[key]; !ok {
-			_, clean[key] = test(s.pkg, s.run, "")
+		f := finding{name: name, what: known[name], by: s.pkg + ": " + s.test}
+		if _, ok := clean[f.by]; !ok {
+			_, clean[f.by] = test(s.pkg, s.test, "")
 		}
-		if err := clean[key]; err != nil {
-			return fmt.Errorf("the tests of %s fail without a bug: %w", s.pkg, err)
+		if err := clean[f.by]; err != nil {
+			return fmt.Errorf("without a bug: %w", err)
 		}
-		f := finding{name: name, what: known[name], by: s.pkg + ": " + s.run}
 		if !s.own {
 			path := filepath.Join(dir, name)
 			if err := os.WriteFile(path, []byte("mutant="+name+"\n"), 0o600); err != nil {
 				return err
 			}
-			failed, err := test(s.pkg, s.run, path)
-			if err == nil {
+			if _, err := test(s.pkg, s.test, path); !errors.Is(err, errFailed) {
 				missed = append(missed, name)
-				failed = "nothing"
+				f.by = fmt.Sprintf("nothing: %s: %v", f.by, err)
 			}
-			f.by = s.pkg + ": " + failed
 		}
 		found = append(found, f)
-		fmt.Fprintf(os.Stderr, "%-18s %s\n", f.name, f.by)
+		fmt.Fprintf(os.Stderr, "%-22s %s\n", f.name, f.by)
 	}
 	if all {
-		more, err := simulated()
-		if err != nil {
-			return err
+		for _, pkg := range tables {
+			more, err := table(pkg)
+			if err != nil {
+				return err
+			}
+			found = append(found, more...)
 		}
-		found = append(found, more...)
 	}
 	print(found, markdown)
 	if len(missed) > 0 {
@@ -120,39 +122,50 @@ func run(names []string, markdown bool) error {
 	return nil
 }
 
-var failure = regexp.MustCompile(`(?m)^--- FAIL: (\S+)`)
+// errFailed: the test ran to its end, and failed. A build that fails, a process that dies and a time that runs out are other errors.
+var errFailed = errors.New("it failed")
 
-// test runs tests of a package built with the tag faults, with a bug if path names one, and returns the first test that failed.
-func test(pkg, run, path string) (failed string, err error) {
-	cmd := exec.Command("go", "test", "-tags", "faults", "-count=1", "-failfast", "-short", "-timeout", "5m", "-run", run, pkg)
+// test runs one test of a package built with the tag faults, with a bug if path names one, and returns what it printed.
+func test(pkg, name, path string) (out []byte, err error) {
+	cmd := exec.Command("go", "test", "-tags", "faults", "-count=1", "-v", "-short", "-timeout", "5m", "-run", "^"+name+"$", pkg)
 	cmd.Env = append(os.Environ(), faults.Env+"="+path)
-	out, err := cmd.CombinedOutput()
-	if m := failure.FindSubmatch(out); m != nil {
-		return string(m[1]), err
-	}
-	if err != nil && (bytes.Contains(out, []byte("[build failed]")) || bytes.Contains(out, []byte("no tests to run"))) {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
-	return "the run ended: " + last(out), err
+	out, err = cmd.CombinedOutput()
+	return out, verdict(name, out, err)
 }
 
-func last(out []byte) string {
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	return lines[max(0, len(lines)-2)]
+// verdict is what the output of go test -v, and how it ended, say about a test.
+func verdict(name string, out []byte, err error) error {
+	ended := func(how string) bool {
+		return regexp.MustCompile(`(?m)^ *--- ` + how + `: ` + regexp.QuoteMeta(name) + ` \(`).Match(out)
+	}
+	switch {
+	case err == nil && ended("PASS"):
+		return nil
+	case err != nil && ended("FAIL") && !bytes.Contains(out, []byte("\npanic: ")):
+		return errFailed
+	case err == nil: // go test is content with no test at all, or one that is skipped
+		return fmt.Errorf("%s did not run", name)
+	}
+	return fmt.Errorf("%s: %w: %s", name, err, out[max(0, len(out)-2000):])
 }
 
-var line = regexp.MustCompile(`^\s+mutants_test\.go:\d+: (\S+)\s+(.*?)\s{2,}(.*)$`)
+var line = regexp.MustCompile(`(?m)^\s+mutants_test\.go:\d+: (\S+)\t([^\t]+)\t(.+)$`)
 
-// simulated runs the test of the simulator's own bugs and returns what it says.
-func simulated() (found []finding, err error) {
-	out, err := exec.Command("go", "test", "-count=1", "-v", "-run", "^TestMutants$", "./cluster/replication/internal/sim").CombinedOutput()
+// table runs TestMutants of a package and returns the lines of what it says.
+func table(pkg string) (found []finding, err error) {
+	out, err := test(pkg, "TestMutants", "")
 	if err != nil {
-		return nil, fmt.Errorf("the simulator: %w: %s", err, out)
+		return nil, fmt.Errorf("%s: %w: %s", pkg, err, out)
 	}
-	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
-		if m := line.FindStringSubmatch(lines.Text()); m != nil {
-			found = append(found, finding{m[1], m[2], "simulation: " + m[3]})
+	for _, m := range line.FindAllSubmatch(out, -1) {
+		f := finding{string(m[1]), string(m[2]), pkg + ": " + string(m[3])}
+		if err := verdict("TestMutants/"+f.name, out, nil); err != nil {
+			return nil, fmt.Errorf("%s: %w", pkg, err)
 		}
+		found = append(found, f)
+	}
+	if tests := bytes.Count(out, []byte("\n    --- PASS: TestMutants/")); len(found) == 0 || len(found) != tests {
+		return nil, fmt.Errorf("%s: %d lines of %d mutants", pkg, len(found), tests)
 	}
 	return found, nil
 }
@@ -162,7 +175,7 @@ func print(found []finding, markdown bool) {
 		if markdown {
 			fmt.Printf("| `%s` | %s | %s |\n", f.name, f.what, strings.ReplaceAll(f.by, "|", "\\|"))
 		} else {
-			fmt.Printf("%-22s %-75s %s\n", f.name, f.what, f.by)
+			fmt.Printf("%-34s %-75s %s\n", f.name, f.what, f.by)
 		}
 	}
 }

@@ -1,11 +1,10 @@
 package sim
 
-// Mutants are the rules that can be left out, each by the name that [Options].Mutant takes, with what it does. Those of the host, the disk and the store are
-// the simulator's own; the others are in package replication.
+// Mutants are the rules that can be left out, each by the name that [Options].Mutant takes, with what it does: when built with the tag faults, for most of them are
+// in package replication. Those of the host, the disk and the store are the simulator's own. What the simulator does not come by is in a test of package replication.
 var Mutants = map[string]string{
 	// Copying
 	"skip-record":      "one record in twenty is not merged",
-	"raise-early":      "the vector rises over a hole",
 	"raise-at-begin":   "the vector rises when a scan begins",
 	"scan-vector-late": "a scan raises the vector to what its server held at the end",
 	"scan-upper-bound": "a scan leaves out what is newer than its vector",
@@ -20,14 +19,8 @@ var Mutants = map[string]string{
 	"fence-forgotten": "the next start believes the names that somebody else has used",
 	"reuse-index":     "the index of an origin whose write failed is given to the next one",
 	// Rogues
-	"no-meter":      "a node may write as much as it likes",
-	"no-bounds":     "nobody looks at the times of records",
-	"hearsay":       "who says that he holds more than its node has given is believed",
-	"stale-doubts":  "who was doubted, and claims nothing any more, keeps others from being believed",
-	"hearsay-views": "everybody's views of voters count",
-	"unasked":       "records of others are taken that nobody has asked for",
-	"fence-always":  "a node takes other names whenever somebody says that it must",
-	"fenced-votes":  "a node whose names somebody else uses votes before it has given others",
+	"no-meter":  "a node may write as much as it likes",
+	"no-bounds": "nobody looks at the times of records",
 	// Durability
 	"durable-early":         "records are called durable before they are on disk",
 	"vector-not-journaled":  "what is covered is called durable, and the vector on disk does not have it",
@@ -38,8 +31,6 @@ var Mutants = map[string]string{
 	"ack-applied":           "what a voter has in memory counts as acknowledged",
 	"no-audit":              "nobody compares sums",
 	// Votes and views
-	"non-voters":           "everybody's acknowledgements and views count",
-	"other-hash":           "they count under other voters too",
 	"silent-votes":         "a voter that lost its disk goes on voting",
 	"incarnation-kept":     "a lost data directory is not noticed",
 	"view-at-answer":       "a view is as old as the answer, not as the question",

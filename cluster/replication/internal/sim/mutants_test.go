@@ -1,105 +1,57 @@
+//go:build faults
+
 package sim
 
 import (
+	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 )
-
-func scripts(t *testing.T) map[string]Script {
-	files, err := filepath.Glob("testdata/scenarios/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatal(err, files)
-	}
-	list := make(map[string]Script)
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		list[strings.TrimSuffix(filepath.Base(name), ".txt")] = ParseScript(string(b))
-	}
-	return list
-}
-
-// Every history holds, and breaks a promise when its rule is left out.
-func TestScenarios(t *testing.T) {
-	for name, s := range scripts(t) {
-		t.Run(name, func(t *testing.T) {
-			r, err := s.Run("")
-			if err != nil || len(r.Failures) > 0 {
-				t.Fatal(err, r.Failures)
-			}
-			for _, mutant := range s.Mutants {
-				if Mutants[mutant] == "" {
-					t.Fatalf("nobody knows %q", mutant)
-				}
-				r, err := s.Run(mutant)
-				if err != nil || len(r.Failures) == 0 {
-					t.Errorf("without the rule nothing breaks: %s (%s) %v", mutant, Mutants[mutant], err)
-					continue
-				}
-				t.Logf("%s: %s", mutant, r.Failures[0])
-			}
-		})
-	}
-}
-
-// elsewhere are mutants whose test is in package replication: the simulator does not come by what they break.
-var elsewhere = map[string]string{
-	"non-voters":  "TestVotesCountUnderOneConfiguration",
-	"other-hash":  "TestVotesCountUnderOneConfiguration",
-	"raise-early": "TestRefusedRecordHoldsTheVector",
-
-	"hearsay":       "TestRogueMutants",
-	"hearsay-views": "TestRogueMutants",
-	"stale-doubts":  "TestWhoIsCutOffHoldsNobodyUp",
-	"unasked":       "TestRogueMutants",
-	"fence-always":  "TestFencesAreMetered",
-	"fenced-votes":  "TestFencedNodeDoesNotVote",
-}
 
 // byRogue are mutants that show only where there is one.
 var byRogue = map[string]bool{"no-meter": true, "no-bounds": true}
 
-// Every rule that is left out is noticed, by a scenario or by chance.
+// Every rule that is left out is noticed, by each scenario that names it, or by chance. internal/mutants reads what this logs.
 func TestMutants(t *testing.T) {
-	const most = 40
-	byScript := make(map[string]string)
+	byScript := make(map[string][]string)
 	list := scripts(t)
 	for _, name := range slices.Sorted(maps.Keys(list)) {
 		for _, m := range list[name].Mutants {
-			byScript[m] = name
+			if Mutants[m] == "" {
+				t.Errorf("scenario %s: nobody knows %q", name, m)
+			}
+			byScript[m] = append(byScript[m], name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(Mutants)) {
-		if test := elsewhere[name]; test != "" {
-			t.Logf("%-22s %-75s %s", name, Mutants[name], test)
-			continue
-		}
-		if script := byScript[name]; script != "" {
-			r, err := list[script].Run(name)
-			if err != nil || len(r.Failures) == 0 {
-				t.Errorf("%-22s %-75s not caught by %s: %v", name, Mutants[name], script, err)
-				continue
+		t.Run(name, func(t *testing.T) {
+			by := ""
+			for _, script := range byScript[name] {
+				r, err := list[script].Run(name)
+				if err != nil || len(r.Failures) == 0 {
+					t.Fatalf("not caught by scenario %s: %v", script, err)
+				}
+				t.Log(script, r.Failures[0])
+				by = "scenario " + byScript[name][0]
 			}
-			t.Logf("%-22s %-75s scenario %s: %.160s", name, Mutants[name], script, r.Failures[0])
-			continue
-		}
-		var failure string
-		seed := uint64(1)
-		for ; seed <= most && failure == ""; seed++ {
-			if r := Run(Seeded(seed, Options{Clients: -1, Mutant: name, Rogue: byRogue[name]})); len(r.Failures) > 0 {
-				failure = r.Failures[0]
+			if by == "" {
+				by = bySeed(t, name)
 			}
-		}
-		if failure == "" {
-			t.Errorf("%-22s %-75s not caught by %d seeds", name, Mutants[name], most)
-			continue
-		}
-		t.Logf("%-22s %-75s seed %d: %.160s", name, Mutants[name], seed-1, failure)
+			t.Logf("%s\t%s\t%s", name, Mutants[name], by)
+		})
 	}
+}
+
+// bySeed looks for the first cluster that shows a mutant by chance.
+func bySeed(t *testing.T, mutant string) string {
+	const most = 40
+	for seed := uint64(1); seed <= most; seed++ {
+		if r := Run(Seeded(seed, Options{Clients: -1, Mutant: mutant, Rogue: byRogue[mutant]})); len(r.Failures) > 0 {
+			t.Log(r.Failures[0])
+			return fmt.Sprint("seed ", seed)
+		}
+	}
+	t.Fatalf("not caught by %d seeds", most)
+	return ""
 }

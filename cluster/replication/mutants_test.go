@@ -1,0 +1,60 @@
+//go:build faults
+
+package replication
+
+import "testing"
+
+// mutants are rules whose loss the simulator does not come by. holds plays the history of the test with a rule left out, and says of each promise in it
+// whether it was kept.
+var mutants = []struct {
+	name, what, test string
+	holds            func(t *testing.T, mutant string) []bool
+}{
+	{"fence-always", "a node takes other names whenever somebody says that it must", "TestFencesAreMetered", func(t *testing.T, mutant string) []bool {
+		return []bool{fencesOf(t, mutant) == fenceBurst}
+	}},
+	{"fenced-votes", "a node whose names somebody else uses votes before it has given others", "TestFencedNodeDoesNotVote", func(t *testing.T, mutant string) []bool {
+		return []bool{!fencedVotes(t, mutant)}
+	}},
+	{"hearsay", "who says that he holds more than its node has given is believed", "TestRogueDefences", defended("hearsay")},
+	{"hearsay-views", "everybody's views of voters count", "TestRogueDefences", defended("hearsay-views")},
+	{"non-voters", "everybody's acknowledgements and views count", "TestVotesCountUnderOneConfiguration", func(t *testing.T, mutant string) []bool {
+		confirms, views := voteOf(t, 7, false, mutant)
+		return []bool{!confirms, !views}
+	}},
+	{"other-hash", "they count under other voters too", "TestVotesCountUnderOneConfiguration", func(t *testing.T, mutant string) []bool {
+		confirms, views := voteOf(t, 8, true, mutant)
+		return []bool{!confirms, !views}
+	}},
+	{"raise-early", "the vector rises over a hole", "TestRefusedRecordHoldsTheVector", func(t *testing.T, mutant string) []bool {
+		return []bool{refusing(t, mutant).holdsAt(2)}
+	}},
+	{"stale-doubts", "who was doubted, and claims nothing any more, keeps others from being believed", "TestWhoIsCutOffHoldsNobodyUp", func(t *testing.T, mutant string) []bool {
+		return []bool{doubtsAnswered.run(t, mutant) == nil}
+	}},
+	{"unasked", "records of others are taken that nobody has asked for", "TestRogueDefences", defended("unasked")},
+}
+
+func defended(rule string) func(*testing.T, string) []bool {
+	return func(t *testing.T, mutant string) []bool {
+		return []bool{defences[rule](newRogueTest(t, func(c *Config) { c.Mutant = leaveOut(mutant) }))}
+	}
+}
+
+// Every rule that is left out is noticed. internal/mutants reads what this logs.
+func TestMutants(t *testing.T) {
+	for _, m := range mutants {
+		t.Run(m.name, func(t *testing.T) {
+			for _, mutant := range []string{"", m.name} {
+				for i, held := range m.holds(t, mutant) {
+					if held != (mutant == "") {
+						t.Errorf("without %q: promise %d is kept: %v", mutant, i, held)
+					}
+				}
+			}
+			if !t.Failed() {
+				t.Logf("%s\t%s\t%s", m.name, m.what, m.test)
+			}
+		})
+	}
+}

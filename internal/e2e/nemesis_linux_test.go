@@ -757,6 +757,7 @@ func TestNemesis(t *testing.T) {
 		for _, m := range tr.nodes {
 			tr.within(m, tr.footprint(m))
 		}
+		tr.back(base)
 		if violations := tr.judge.Violations(); len(violations) > 0 || t.Failed() {
 			break
 		}
@@ -767,14 +768,7 @@ func TestNemesis(t *testing.T) {
 	all := slices.Clone(tr.marks)
 	tr.mu.RUnlock()
 	tr.final(all)
-	for _, m := range tr.nodes {
-		tr.until(m.name+" is as it was at the beginning", func() error {
-			if u := tr.footprint(m); u.goroutines > base[m].goroutines*21/20+10 {
-				return fmt.Errorf("%d goroutines, %d at the beginning", u.goroutines, base[m].goroutines)
-			}
-			return nil
-		})
-	}
+	tr.back(base)
 	c := tr.judge.Counts()
 	for _, v := range tr.judge.Violations() {
 		t.Error(v)
@@ -802,6 +796,19 @@ func kinds(counts map[string]int) string {
 		fmt.Fprintf(&b, "%s %d, ", name, counts[name])
 	}
 	return strings.TrimSuffix(b.String(), ", ")
+}
+
+// back waits until all nodes have as many goroutines as at the beginning, and as many open files but for those that the journal has made since.
+func (tr *trial) back(base map[*member]footprint) {
+	tr.t.Helper()
+	for _, m := range tr.nodes {
+		tr.until(m.name+" is as it was at the beginning", func() error {
+			if u, b := tr.footprint(m), base[m]; u.goroutines > b.goroutines*21/20+10 || u.files > b.files+50 {
+				return fmt.Errorf("%d goroutines, %d at the beginning; %d open files, %d at the beginning", u.goroutines, b.goroutines, u.files, b.files)
+			}
+			return nil
+		})
+	}
 }
 
 // within fails if a node uses more memory than the manual says (docs/operations.md): 60 bytes for each record, twice that for a part of the table while it grows, 64 MiB for

@@ -589,7 +589,7 @@ func (s *storm) judge(m *member, minority, lossy bool, cut, healing, healed time
 	var local, ok, failed, active, unknown int
 	var lastActive, again time.Time
 	var took []time.Duration
-	var example *attempt
+	example := &attempt{}
 	for i := range s.attempts {
 		a := &s.attempts[i]
 		if a.node != m || a.began.Before(cut) || a.ended.After(healing) {

@@ -539,7 +539,7 @@ func (tr *trial) going() (n int64) {
 }
 
 // footprint is what a node uses.
-type footprint struct{ rss, records, goroutines int64 }
+type footprint struct{ rss, records, goroutines, files int64 }
 
 // footprint of a node that runs.
 func (tr *trial) footprint(m *member) footprint {
@@ -559,6 +559,11 @@ func (tr *trial) footprint(m *member) footprint {
 			u.rss = kb << 10
 		}
 	}
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", m.proc.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.files = int64(len(files))
 	st, err := m.api.Status(t.Context(), connect.NewRequest(&revokdv1.StatusRequest{}))
 	if err != nil {
 		t.Fatal(err)

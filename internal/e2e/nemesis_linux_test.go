@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -157,6 +158,7 @@ func (f *faults) killAll(rng *rand.Rand, hold time.Duration) bool {
 	for _, m := range all {
 		f.killed(m)
 	}
+	dead := !slices.ContainsFunc(all, func(m *member) bool { return m.proc.ExitCode() != -1 })
 	time.Sleep(rand.N(min(hold, time.Second))) // for which the power is off
 	var starting sync.WaitGroup
 	for _, m := range all {
@@ -166,7 +168,7 @@ func (f *faults) killAll(rng *rand.Rand, hold time.Duration) bool {
 		})
 	}
 	starting.Wait()
-	return true
+	return dead
 }
 
 func (f *faults) pause(rng *rand.Rand, hold time.Duration) bool {
@@ -472,28 +474,29 @@ func (f *faults) damage(rng *rand.Rand, hold time.Duration) bool {
 }
 
 // rolling stops and starts all nodes in turn, as an upgrade does.
-func (f *faults) rolling(rng *rand.Rand, hold time.Duration) bool {
-	done := 0
-	for range f.tr.nodes {
-		m := f.take(rng)
+func (f *faults) rolling(rng *rand.Rand, _ time.Duration) bool {
+	for left := slices.Clone(f.tr.nodes); len(left) > 0; {
+		m := f.takeOf(rng, left)
 		if m == nil {
+			time.Sleep(50 * time.Millisecond) // other faults end, and give back what they have taken
 			continue
 		}
 		f.stopped(m)
 		f.started(m)
 		f.give(m)
-		done++
+		left = slices.DeleteFunc(left, func(o *member) bool { return o == m })
 	}
-	return done > 1
+	return true
 }
 
 // reload has a node take a new certificate.
-func (f *faults) reload(rng *rand.Rand, hold time.Duration) bool {
+func (f *faults) reload(rng *rand.Rand, _ time.Duration) bool {
 	m := f.take(rng)
 	if m == nil {
 		return false
 	}
 	defer f.give(m)
+	before := f.certificate(m)
 	if err := f.tr.namespaced(f.tr.hosts[m], "ca", "issue", "node", m.name, "--host", f.tr.hosts[m].addr.String(), "--ca", f.tr.path("ca"), "--out", f.tr.path("tls"), "--force"); err != nil {
 		f.tr.t.Error(err)
 		return false
@@ -501,10 +504,32 @@ func (f *faults) reload(rng *rand.Rand, hold time.Duration) bool {
 	if err := m.proc.Signal(syscall.SIGHUP); err != nil {
 		f.tr.t.Error(err)
 	}
-	return true
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // until it shows it
+		if after := f.certificate(m); before != "" && after != "" && after != before {
+			return true
+		}
+	}
+	return false
 }
 
-// gossipKey puts another key into use on all nodes, and takes the old one away. What does not reach all nodes because they are away is taken back.
+// certificate is the number of the one that a node shows, empty if nobody can be reached there now.
+func (f *faults) certificate(m *member) string {
+	ctx, cancel := context.WithTimeout(f.tr.t.Context(), time.Second)
+	defer cancel()
+	h := f.tr.hosts[m]
+	conn, err := h.dial(ctx, "tcp", h.at(7950))
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	session := tls.Client(conn, f.tr.config(h, "reload", replica.Full).TLS)
+	if err := session.HandshakeContext(ctx); err != nil {
+		return ""
+	}
+	return session.ConnectionState().PeerCertificates[0].SerialNumber.String()
+}
+
+// gossipKey puts another key into use on all nodes; the old one stays. What does not reach all nodes because they are away is taken back.
 func (f *faults) gossipKey(rng *rand.Rand, hold time.Duration) bool {
 	m := f.take(rng)
 	if m == nil {

@@ -221,7 +221,7 @@ func (tr *trial) write(ctx context.Context, m *member, writer int) {
 
 // bulk writes streams of up to a second and ten messages to one node after the other, rate records a second.
 func (tr *trial) bulk(ctx context.Context, first, rate int) {
-	pace := time.NewTicker(time.Second * bulkMessage / time.Duration(rate))
+	pace := time.NewTicker(time.Second * bulkMessage / time.Duration(max(1, rate)))
 	defer pace.Stop()
 	for i := first; ctx.Err() == nil; i++ {
 		tr.calm.RLock()
@@ -332,8 +332,8 @@ func innocent(rng *rand.Rand) string {
 	return []string{"BULK-1", "bulk-01", "bulk-1 ", "bulk-", "nobody", "n1-0-"}[rng.IntN(6)] + strconv.Itoa(-1-rng.IntN(1_000_000))
 }
 
-// ask asks a node about attempts, and notes what it answers.
-func (tr *trial) ask(ctx context.Context, m *member, seen *history.Replica, marks []mark, innocents []string, final bool) error {
+// ask asks a node about attempts, and notes what it answers if it is still the process that it is taken for.
+func (tr *trial) ask(ctx context.Context, m *member, process uint32, seen *history.Replica, marks []mark, innocents []string, final bool) error {
 	req := &revokdv1.CheckBatchRequest{}
 	now := time.Now()
 	for _, mk := range marks {
@@ -342,7 +342,7 @@ func (tr *trial) ask(ctx context.Context, m *member, seen *history.Replica, mark
 	for _, id := range innocents {
 		req.Items = append(req.Items, question(id, now))
 	}
-	began, process := tr.judge.Now(), tr.starts[m].Load()
+	began := tr.judge.Now()
 	res, err := m.api.CheckBatch(ctx, connect.NewRequest(req))
 	ended := tr.judge.Now()
 	if err != nil {
@@ -386,7 +386,7 @@ func (tr *trial) checkNode(ctx context.Context, m *member, rng *rand.Rand) {
 			}
 		}
 		call, cancel := context.WithTimeout(ctx, 3*time.Second)
-		_ = tr.ask(call, m, seen, marks, []string{innocent(rng), innocent(rng)}, false) // a node that is away answers nothing
+		_ = tr.ask(call, m, process, seen, marks, []string{innocent(rng), innocent(rng)}, false) // a node that is away answers nothing
 		cancel()
 	}
 }
@@ -480,7 +480,7 @@ func (tr *trial) final(marks []mark) {
 	for _, m := range tr.nodes {
 		seen := tr.judge.Replica(m.name)
 		for rest := marks; len(rest) > 0; rest = rest[min(len(rest), 1000):] {
-			if err := tr.ask(t.Context(), m, seen, rest[:min(len(rest), 1000)], nil, true); err != nil {
+			if err := tr.ask(t.Context(), m, tr.starts[m].Load(), seen, rest[:min(len(rest), 1000)], nil, true); err != nil {
 				t.Fatalf("%s: %v", m.name, err)
 			}
 		}

@@ -14,7 +14,7 @@
 // An attempt whose end is not known ([Unsure]: a time-out, a connection that ended, too few acknowledgements) may have happened or not, at any time from
 // its beginning on, so only Flap, Early, Resurrected and False apply to it.
 //
-// Nothing is kept of a check but what later ones need: 12 bytes for each revocation and replica that has asked for it. A [Judge] may be used concurrently, a [Replica] by one
+// Nothing is kept of a check but what later ones need: 16 bytes for each revocation and replica that has asked for it. A [Judge] may be used concurrently, a [Replica] by one
 // goroutine at a time. Neither zero value is usable.
 package history
 

@@ -803,6 +803,7 @@ func TestNemesis(t *testing.T) {
 	}
 	t.Logf("%d revocations acknowledged by a majority, %d unsure, %d refused; %d checks, %d unknown, %d could have shown a loss; faults %v",
 		c.Acknowledged, c.Unsure, c.Refused, c.Checks, c.Unknown, c.Judged, kinds(c.Faults))
+	t.Logf("what a majority had acknowledged was still called active for p50 %s, p95 %s, p99 %s, p99.9 %s, at most %s, while nodes and links failed", c.Delay.P50, c.Delay.P95, c.Delay.P99, c.Delay.P999, c.Delay.Max)
 	saved(t, history.Report{Seed: seed, Nodes: nodes, Rounds: rounds, Seconds: int(tr.judge.Now().Seconds()), Counts: c})
 	tr.dumps(-1)
 	gate := history.Gate{Acknowledged: 1000 * int64(rounds), Checks: 100_000 * int64(rounds), Judged: 10_000 * int64(rounds)}

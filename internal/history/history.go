@@ -107,6 +107,7 @@ type Judge struct {
 	ended   [Refused + 1]atomic.Int64
 	checks  [revocation.Revoked + 1]atomic.Int64
 	judged  atomic.Int64 // checks of revocations that a majority had acknowledged, beyond MaxStaleness
+	delays  delays
 
 	mu         sync.Mutex // guards what follows
 	violations []Violation
@@ -205,6 +206,13 @@ func (r *Replica) Saw(rev *Revocation, began, ended time.Duration, v revocation.
 	s := r.sighting(rev.number)
 	over := rev.expires + j.cfg.Slack
 	outcome, at := rev.Outcome()
+	if outcome == Quorum && began > at && began < rev.expires {
+		if v == revocation.Revoked {
+			j.delays.note(0)
+		} else {
+			j.delays.note(began - at)
+		}
+	}
 	if v == revocation.Revoked {
 		switch {
 		case ended < rev.invoked || outcome == Refused && began > at:
@@ -260,6 +268,7 @@ type Counts struct {
 	Acknowledged, Unsure, Refused int64
 	Checks, Unknown               int64
 	Judged                        int64 // checks that could have shown that an acknowledged revocation is not enforced
+	Delay                         Delay
 	Faults                        map[string]int
 	Broken                        map[Kind]int
 }
@@ -270,7 +279,7 @@ func (j *Judge) Counts() Counts {
 	defer j.mu.Unlock()
 	c := Counts{
 		Acknowledged: j.ended[Quorum].Load(), Unsure: j.ended[Unsure].Load(), Refused: j.ended[Refused].Load(),
-		Unknown: j.checks[revocation.Unknown].Load(), Judged: j.judged.Load(), Faults: maps.Clone(j.faults), Broken: maps.Clone(j.broken),
+		Unknown: j.checks[revocation.Unknown].Load(), Judged: j.judged.Load(), Delay: j.delays.read(), Faults: maps.Clone(j.faults), Broken: maps.Clone(j.broken),
 	}
 	for i := range j.checks {
 		c.Checks += j.checks[i].Load()
@@ -305,6 +314,7 @@ func (c Counts) Valid(g Gate) error {
 	need("acknowledged revocations", c.Acknowledged, g.Acknowledged)
 	need("checks", c.Checks, g.Checks)
 	need("checks that could show a loss", c.Judged, g.Judged)
+	need("checks that were not answered Unknown", c.Checks-c.Unknown, c.Checks/2)
 	for _, kind := range slices.Sorted(maps.Keys(g.Faults)) {
 		need("faults "+kind, int64(c.Faults[kind]), int64(g.Faults[kind]))
 	}

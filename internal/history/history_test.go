@@ -101,6 +101,28 @@ func TestInnocent(t *testing.T) {
 	}
 }
 
+// Quantiles are those of the checks that began after the acknowledgement, to a quarter.
+func TestDelay(t *testing.T) {
+	j := New(Config{MaxStaleness: 3 * s, Slack: s})
+	rev := j.Invoke("id", time.Hour)
+	j.End(rev, Quorum)
+	_, at := rev.Outcome()
+	r := j.Replica("r")
+	for i := range 1000 { // of ten that come at the same time one is answered active: the earlier, the more
+		r.Saw(rev, at+time.Duration(i+1)*time.Millisecond, at+time.Hour/2, []revocation.Status{active, revoked}[min(1, i/100)])
+	}
+	r.Saw(rev, at-1, at, active) // begun before
+	got := j.Counts().Delay
+	if got.P50 != 0 || got.P95 < 50*time.Millisecond || got.P95 > 63*time.Millisecond || got.P99 < 90*time.Millisecond || got.P999 > 100*time.Millisecond || got.Max != 100*time.Millisecond {
+		t.Errorf("%+v", got)
+	}
+	for d := time.Duration(0); d < 100*time.Second; d = d*9/8 + time.Microsecond {
+		if b := bucket(d); upTo(b) < d.Truncate(time.Microsecond) || b > 0 && upTo(b-1) > d {
+			t.Errorf("%s is in bucket %d, up to %s", d, b, upTo(b))
+		}
+	}
+}
+
 // A run that did too little is invalid, whatever it did not find.
 func TestGate(t *testing.T) {
 	j := New(Config{})

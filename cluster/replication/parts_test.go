@@ -183,3 +183,30 @@ func (x *cutOff) run(t *testing.T, mutant string) error {
 	}
 	return nil
 }
+
+// Who lacks nearly all copies from several: also when the logs of those who write now have given it something already.
+func TestLacksMost(t *testing.T) {
+	m := newMesh(t, 3, "")
+	m.exchange(50 * time.Millisecond)
+	r := m.r[0]
+	old := r.reg.add(Origin{ID: MakeOrigin(1<<40, Urgent), Node: "gone"})
+	for _, test := range []struct {
+		held    uint64
+		servers int
+		want    bool
+	}{{0, 2, true}, {10, 2, true}, {124, 2, true}, {125, 2, false}, {1000, 2, false}, {0, 1, false}} {
+		old.applied = test.held
+		for i, p := range r.order {
+			p.applied = grow(p.applied, old.Index)
+			p.applied[old.Index], p.hello = 1000, i < test.servers
+		}
+		if got := r.lacksMost(); got != test.want {
+			t.Errorf("%d of 1000 held, %d peers: %v", test.held, test.servers, got)
+		}
+	}
+	old.applied, r.order[1].hello = 10, true
+	r.startScan()
+	if len(r.scan.parts) != bootstrapPart {
+		t.Errorf("%d parts", len(r.scan.parts))
+	}
+}

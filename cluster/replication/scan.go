@@ -48,13 +48,7 @@ func (r *Replica) release(s *part) {
 func (r *Replica) startScan() {
 	r.scan = &scan{}
 	n := uint64(1)
-	servers := 0
-	for _, p := range r.order {
-		if p.hello && !p.client {
-			servers++
-		}
-	}
-	if servers > 1 && !slices.ContainsFunc(r.reg.list, func(o *origin) bool { return o != nil && !o.own && o.applied > 0 }) {
+	if r.lacksMost() {
 		n = bootstrapPart
 	}
 	step := (1<<63)/n*2 - 1
@@ -64,6 +58,32 @@ func (r *Replica) startScan() {
 	}
 	r.scan.parts[n-1].to = lastKey
 	r.stats.Scans++
+}
+
+// lacksMost reports whether there are several peers to copy from, and this replica holds less than an eighth of what the best of them does. By the time it copies, the newest of what
+// others write now has come from their logs already.
+func (r *Replica) lacksMost() bool {
+	var held, best uint64
+	for _, o := range r.reg.list {
+		if o != nil && !o.own {
+			held += o.applied
+		}
+	}
+	servers := 0
+	for _, p := range r.order {
+		if !p.hello || p.client {
+			continue
+		}
+		servers++
+		var holds uint64
+		for i, n := range p.applied {
+			if o := r.reg.get(uint32(i)); o != nil && !o.own {
+				holds += n
+			}
+		}
+		best = max(best, holds)
+	}
+	return servers > 1 && 8*held < best
 }
 
 // runScan hands parts to peers that can serve them, and ends the scan when all have arrived.

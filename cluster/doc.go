@@ -4,8 +4,8 @@
 //
 // # What it promises
 //
-//   - Rejoin for ever: every round, about two seconds, each seed is resolved anew and each seed and remembered peer that is not
-//     a live member is asked to join. memberlist alone never heals a partition that lasts longer than its memory of the dead.
+//   - Rejoin for ever: every round, about two seconds, each seed is resolved anew and seeds and remembered peers that are not
+//     live members are asked to join, 16 of each. memberlist alone never heals a partition that lasts longer than its memory of the dead.
 //   - Nothing crosses a network in the clear: without a key [New] refuses to gossip beyond loopback, and with a key what is not
 //     sealed with a key of the ring is dropped before memberlist sees it. The format is memberlist's own.
 //   - Only membership passes: user messages, user state and compression are refused, in packets and in streams, and so are incarnations

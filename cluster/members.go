@@ -39,7 +39,7 @@ type Config struct {
 	KeyFile string
 	// Label separates clusters on one network; at most 255 bytes. It protects nothing without a key.
 	Label string
-	// PeersFile keeps the addresses of members for the next start. Empty: they are not kept.
+	// PeersFile keeps names and addresses of members for the next start. Empty: they are not kept.
 	PeersFile string
 	// Resolver resolves Seeds; [net.DefaultResolver].
 	Resolver Resolver
@@ -134,7 +134,7 @@ type Members struct {
 	list *memberlist.Memberlist // set before started is closed
 	wire *wire                  // the same
 
-	remembered []netip.AddrPort // the latest first; the rejoin loop's
+	remembered []peer // the one that was alive last first; the rejoin loop's
 
 	mu    sync.Mutex
 	seeds []string
@@ -399,16 +399,17 @@ func (m *Members) Stats() Stats {
 	return s
 }
 
-// known returns the addresses of the members that are well, this node's among them, of those that are not, and of those that left.
-func (m *Members) known() (live, suspect, left []netip.AddrPort) {
+// known returns the members that are well, this node among them, those that are not, and those that left.
+func (m *Members) known() (live, suspect, left []peer) {
 	for _, member := range m.table.list() {
+		p := peer{member.Name, member.Addr}
 		switch member.Status {
 		case Alive:
-			live = append(live, member.Addr)
+			live = append(live, p)
 		case Suspect:
-			suspect = append(suspect, member.Addr)
+			suspect = append(suspect, p)
 		case Left:
-			left = append(left, member.Addr)
+			left = append(left, p)
 		}
 	}
 	return live, suspect, left

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,8 +24,8 @@ import (
 
 // Bounds of a round.
 const (
-	MaxSeeds       = 64  // configured and added
-	maxRemembered  = 256 // addresses
+	MaxSeeds       = 64 // configured and added
+	maxRemembered  = MaxMembers
 	maxAddresses   = 256 // that one seed resolves to
 	joinsAtOnce    = 16  // of seeds, and as many of remembered peers; others have their turn in later rounds
 	resolveTimeout = 2 * time.Second
@@ -114,20 +115,26 @@ func (m *Members) round(ctx context.Context) {
 	}
 	seeds := m.resolve(ctx)
 	live, suspect, left := m.known()
-	absent := func(addrs []netip.AddrPort, others ...netip.AddrPort) []netip.AddrPort {
-		addrs = slices.DeleteFunc(slices.Clone(addrs), func(a netip.AddrPort) bool {
-			return slices.Contains(live, a) || slices.Contains(others, a)
+	var targets []netip.AddrPort
+	absent := func(addrs []netip.AddrPort) []netip.AddrPort {
+		return slices.DeleteFunc(addrs, func(a netip.AddrPort) bool {
+			return slices.Contains(targets, a) || slices.ContainsFunc(live, func(p peer) bool { return p.addr == a })
 		})
-		rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+	}
+	// some returns as many as have their turn: the first few, and any of the others.
+	some := func(addrs []netip.AddrPort, first int) []netip.AddrPort {
+		others := addrs[min(first, len(addrs)):]
+		rand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
 		return addrs[:min(len(addrs), joinsAtOnce)]
 	}
-	targets := absent(seeds)
-	targets = append(targets, absent(m.remembered, append(left, targets...)...)...)
+	targets = append(targets, some(absent(seeds), 0)...)
+	// Half of the turns are for who was alive last: what a partition has cut off is among them, however many others are gone for good.
+	targets = append(targets, some(absent(addresses(recall(nil, m.remembered, left))), joinsAtOnce/2)...)
 	// Who is suspected and can be reached learns of it at once, instead of at the next probe.
-	targets = append(targets, absent(suspect, targets...)...)
+	targets = append(targets, some(absent(addresses(suspect)), 0)...)
 	// While members come and go one of them is asked for all it knows: announcements get lost, and memberlist's own exchanges are rare.
-	if others := slices.DeleteFunc(live, func(a netip.AddrPort) bool { return a == m.table.local().Addr }); len(others) > 0 && m.table.unsettled(settleFor) {
-		targets = append(targets, others[rand.N(len(others))])
+	if others := slices.DeleteFunc(live, func(p peer) bool { return p.name == m.cfg.Name }); len(others) > 0 && m.table.unsettled(settleFor) {
+		targets = append(targets, others[rand.N(len(others))].addr)
 	}
 	failed := make(chan error, len(targets))
 	var wg sync.WaitGroup
@@ -218,19 +225,49 @@ func (m *Members) addresses(ctx context.Context, host string, port uint16) ([]ne
 	return all, nil
 }
 
-// remember keeps the addresses of live members in front of those of earlier ones, and writes them down when they have changed.
-// Who left on purpose is forgotten; who died is not.
+// peer is a member and where it is or was last alive.
+type peer struct {
+	name string // empty: of a line of the file that has none
+	addr netip.AddrPort
+}
+
+func addresses(peers []peer) []netip.AddrPort {
+	addrs := make([]netip.AddrPort, len(peers))
+	for i, p := range peers {
+		addrs[i] = p.addr
+	}
+	return addrs
+}
+
+// recall returns the peers that are here, and behind them those remembered that are not: of each the latest address, of each address the latest peer. Who
+// left on purpose is forgotten; who died is not.
+func recall(here, remembered, left []peer) []peer {
+	names, addrs := map[string]bool{}, map[netip.AddrPort]bool{}
+	next := slices.Clone(here)
+	for _, p := range here {
+		names[p.name], addrs[p.addr] = true, true
+	}
+	gone := map[string]bool{}
+	for _, p := range left {
+		gone[p.name] = true
+	}
+	for _, p := range remembered {
+		if names[p.name] || addrs[p.addr] || gone[p.name] {
+			continue
+		}
+		names[p.name], addrs[p.addr] = p.name != "", true
+		next = append(next, p)
+	}
+	return next[:min(len(next), maxRemembered)]
+}
+
+// remember keeps live members in front of earlier ones, and writes them down when they have changed.
 func (m *Members) remember() {
 	live, suspect, left := m.known()
-	self := m.table.local().Addr
-	next := slices.DeleteFunc(append(live, suspect...), func(a netip.AddrPort) bool { return a == self })
-	slices.SortFunc(next, netip.AddrPort.Compare)
-	for _, a := range m.remembered {
-		if a != self && !slices.Contains(next, a) && !slices.Contains(left, a) {
-			next = append(next, a)
-		}
-	}
-	next = next[:min(len(next), maxRemembered)]
+	self := m.table.local()
+	here := slices.DeleteFunc(append(live, suspect...), func(p peer) bool { return p.name == self.Name })
+	slices.SortFunc(here, func(a, b peer) int { return cmp.Compare(a.name, b.name) }) // else the file would be written in each round
+	next := recall(here, m.remembered, append(left, peer{name: self.Name}))
 	if slices.Equal(next, m.remembered) {
 		return
 	}
@@ -239,16 +276,20 @@ func (m *Members) remember() {
 		return
 	}
 	var b bytes.Buffer
-	for _, a := range next {
-		fmt.Fprintln(&b, a)
+	for _, p := range next {
+		fmt.Fprintln(&b, strings.TrimSpace(p.addr.String()+" "+p.name))
 	}
 	if err := atomicfile.Write(m.cfg.PeersFile, b.Bytes()); err != nil {
 		m.log.Warn("peers not written down; a restart will need its seeds", "error", err)
 	}
 }
 
-// readPeers returns the addresses of a file, none if there is none. A line that is no address is passed over: what it said was only a hint.
-func readPeers(path string) ([]netip.AddrPort, error) {
+// maxPeerLine is more than an address with a zone and a name take.
+const maxPeerLine = 128 + maxName
+
+// readPeers returns the peers of a file, none if there is none: an address a line, behind it the name if it is known. A line that is nothing of the kind is passed
+// over: what it said was only a hint.
+func readPeers(path string) ([]peer, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -260,16 +301,17 @@ func readPeers(path string) ([]netip.AddrPort, error) {
 		return nil, err
 	}
 	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, 64*maxRemembered))
+	content, err := io.ReadAll(io.LimitReader(f, maxPeerLine*maxRemembered))
 	if err != nil {
 		return nil, err
 	}
-	var peers []netip.AddrPort
+	var peers []peer
 	for line := range bytes.Lines(content) {
-		a, err := netip.ParseAddrPort(string(bytes.TrimSpace(line)))
-		if err == nil && a.Port() != 0 && len(peers) < maxRemembered {
-			peers = append(peers, a)
+		addr, name, named := strings.Cut(string(bytes.TrimSpace(line)), " ")
+		a, err := netip.ParseAddrPort(addr)
+		if err == nil && a.Port() != 0 && (!named || validName(name)) {
+			peers = append(peers, peer{name, a})
 		}
 	}
-	return peers, nil
+	return recall(nil, peers, nil), nil
 }

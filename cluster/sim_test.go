@@ -1,9 +1,11 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -246,6 +248,62 @@ func TestRememberedPeersServeAsSeedsAfterARestart(t *testing.T) {
 		s.nodes = s.nodes[:1]
 		s.start("b", simAddr(1), nil, keep)
 		s.within(10*time.Second, "joined again without seeds", func() string { return complete(s.nodes) })
+	})
+}
+
+// A peer that no seed names is found again although many that were remembered before it are gone for good.
+func TestRejoinAmongStalePeers(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		var stale bytes.Buffer
+		for i := range 250 {
+			fmt.Fprintln(&stale, simAddr(1000+i))
+		}
+		file := filepath.Join(t.TempDir(), "peers")
+		if err := os.WriteFile(file, stale.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.start("a", simAddr(0), nil, func(c *Config) { c.PeersFile = file })
+		// It joins once and never again by itself.
+		s.start("b", simAddr(1), []string{simAddr(0)}, func(c *Config) { c.mutant = func(name string) bool { return name == "no-rejoin" } })
+		for range 4 {
+			s.within(10*time.Second, "both are members", func() string { return complete(s.nodes) })
+			time.Sleep(5 * time.Second)
+			s.net.setCut(func(string, string) bool { return true })
+			time.Sleep(2 * time.Minute)
+			s.net.setCut(func(string, string) bool { return false })
+		}
+		s.within(10*time.Second, "both are members at the end", func() string { return complete(s.nodes) })
+	})
+}
+
+// Of a member that has moved again and again the last address is remembered, over a restart too.
+func TestRememberedWhereAMemberWasLast(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		file := filepath.Join(t.TempDir(), "peers")
+		keep := func(c *Config) { c.PeersFile = file }
+		a := s.start("a", simAddr(0), nil, keep)
+		for i := range 6 {
+			b := s.start("b", simAddr(10+i), []string{simAddr(0)})
+			s.within(time.Minute, "b is known at "+b.addr, func() string {
+				for _, m := range a.Members.Members() {
+					if m.Name == "b" && m.Status == Alive && m.Addr.String() == b.addr {
+						return ""
+					}
+				}
+				return "it is not"
+			})
+			time.Sleep(10 * time.Second) // two rounds of a's, in one of which it waits for where b was
+			if text, err := os.ReadFile(file); err != nil || string(text) != b.addr+" b\n" {
+				t.Errorf("%q, %v; want b at %s only", text, err, b.addr)
+			}
+			s.kill(b)
+			s.nodes = s.nodes[:1]
+			if i%2 == 1 {
+				s.kill(a)
+				s.nodes = nil
+				a = s.start("a", simAddr(0), nil, keep)
+			}
+		}
 	})
 }
 

@@ -192,13 +192,42 @@ func TestPeersFile(t *testing.T) {
 	if peers, err := readPeers(path); err != nil || peers != nil {
 		t.Error(peers, err)
 	}
-	content := "127.0.0.1:1\nnonsense\n[::1]:2\n127.0.0.1:0\n" + strings.Repeat("10.0.0.1:7\n", 100_000)
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+	var content strings.Builder
+	content.WriteString("127.0.0.1:1\nnonsense\n[fe80::1%eth0]:2 b\n127.0.0.1:0\n10.0.0.1:9 b\n127.0.0.1:1 again\n10.0.0.1:8 a/b\n10.0.0.1:8 a b\n10.0.0.1:8 \x1b\n")
+	for i := range 100_000 {
+		fmt.Fprintf(&content, "10.1.%d.%d:7 n%d\n", i/250, i%250, i)
+	}
+	if err := os.WriteFile(path, []byte(content.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	peers, err := readPeers(path)
-	if err != nil || len(peers) != maxRemembered || peers[0] != netip.MustParseAddrPort("127.0.0.1:1") || peers[1] != netip.MustParseAddrPort("[::1]:2") {
-		t.Error(len(peers), err)
+	want := []peer{{"", netip.MustParseAddrPort("127.0.0.1:1")}, {"b", netip.MustParseAddrPort("[fe80::1%eth0]:2")}, {"n0", netip.MustParseAddrPort("10.1.0.0:7")}}
+	if err != nil || len(peers) != maxRemembered || !reflect.DeepEqual(peers[:3], want) {
+		t.Error(len(peers), peers[:min(len(peers), 3)], err)
+	}
+}
+
+// Of each name the latest address is remembered, of each address the latest name, in the order in which they were alive last.
+func TestRecall(t *testing.T) {
+	list := func(text string) (peers []peer) {
+		for _, field := range strings.Fields(text) {
+			name, at, _ := strings.Cut(field, "@")
+			peers = append(peers, peer{name, netip.MustParseAddrPort("10.0.0." + at + ":1")})
+		}
+		return peers
+	}
+	for name, test := range map[string]struct{ here, remembered, left, want string }{
+		"nobody before":            {"a@1 b@2", "", "", "a@1 b@2"},
+		"who died stays, behind":   {"c@3", "a@1 b@2 c@3", "", "c@3 a@1 b@2"},
+		"who moved":                {"b@7", "a@1 b@2", "", "b@7 a@1"},
+		"an address changed hands": {"b@1", "a@1 c@3", "", "b@1 c@3"},
+		"who left":                 {"", "a@1 b@2", "a@1", "b@2"},
+		"who left where he was, and another one there": {"", "b@1", "a@1", "b@1"},
+		"without a name": {"a@1", "@1 @2 @2 @3", "", "a@1 @2 @3"},
+	} {
+		if got := recall(list(test.here), list(test.remembered), list(test.left)); !reflect.DeepEqual(got, list(test.want)) {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
 	}
 }
 

@@ -45,9 +45,6 @@ type ClusterConfig struct {
 }
 
 const (
-	// MeshSize is the largest cluster in which every node holds a session with every other.
-	MeshSize = 17
-
 	sessionsEvery  = 250 * time.Millisecond
 	dialTimeout    = 5 * time.Second
 	dialBackoff    = 250 * time.Millisecond // first; it doubles up to
@@ -440,8 +437,7 @@ func (m *membership) wanted() map[string]string {
 	return list
 }
 
-// neighbours are all members in a small cluster; in a large one those at distances of powers of two on a ring of names, which dial this one
-// likewise, and between voters and everybody: who acknowledges is asked directly. A voter is wanted whatever gossip says of
+// neighbours are the members that are near on the ring of names, all of them in a small cluster, and between voters and everybody: who acknowledges is asked directly. A voter is wanted whatever gossip says of
 // it: gossip may be cut where sessions are not, and whoever has its key can have anybody declared dead.
 func neighbours(members []cluster.Member, config voters.Config, name string) map[string]string {
 	votes := func(name string) bool {
@@ -456,10 +452,7 @@ func neighbours(members []cluster.Member, config voters.Config, name string) map
 		return list
 	}
 	for i, p := range members {
-		distance := (i - self + len(members)) % len(members)
-		back := len(members) - distance
-		near := len(members) <= MeshSize || distance&(distance-1) == 0 || back&(back-1) == 0
-		if i != self && (near || votes(name) || votes(p.Name)) {
+		if i != self && (replication.Near(i, self, len(members)) || votes(name) || votes(p.Name)) {
 			list[p.Name] = p.Meta.APIAddr
 		}
 	}

@@ -32,7 +32,6 @@ type Options struct {
 	Seed    uint64
 	Nodes   int           // default 3
 	Clients int           // replicas that only read
-	Degree  int           // sessions of each node, about; 0: with every other
 	For     time.Duration // how long things break and writes happen; default 1.5 s
 	Rogue   bool          // there is one: see rogue
 	Calm    bool          // nothing breaks, nobody writes by chance
@@ -244,24 +243,11 @@ func (w *World) addHost(name string, id uint64, client bool) *host {
 // connectAll makes the links: sessions are begun over them, and begun anew when they end.
 func (w *World) connectAll() {
 	n := len(w.nodes)
-	have := make(map[[2]int]bool)
-	add := func(i, j int) {
-		if i == j || have[[2]int{min(i, j), max(i, j)}] {
-			return
-		}
-		have[[2]int{min(i, j), max(i, j)}] = true
-		w.links = append(w.links, &link{w: w, ends: [2]*host{w.nodes[min(i, j)], w.nodes[max(i, j)]}})
-	}
 	for i := range n {
-		if w.o.Degree == 0 {
-			for j := i + 1; j < n; j++ {
-				add(i, j)
+		for j := i + 1; j < n; j++ {
+			if replication.Near(i, j, n) {
+				w.links = append(w.links, &link{w: w, ends: [2]*host{w.nodes[i], w.nodes[j]}})
 			}
-			continue
-		}
-		add(i, (i+1)%n) // a ring, so that nobody is alone
-		for range w.o.Degree/2 - 1 {
-			add(i, w.rng.IntN(n))
 		}
 	}
 	for _, c := range w.hosts[n:] {

@@ -16,11 +16,11 @@ type Spread struct {
 	Max         time.Duration // from when the record was durable where it was written until a node held it
 }
 
-// RunSpread writes records one by one, within a tenth of a second, at nodes picked by chance; each node has sessions with about degree others, and
-// one link in ten is dead from the beginning.
-func RunSpread(seed uint64, nodes, degree, records int) Spread {
+// RunSpread writes records one by one, within a tenth of a second, at nodes picked by chance; the nodes have the sessions that those of a
+// cluster of that size have, and one link in ten is dead from the beginning.
+func RunSpread(seed uint64, nodes, records int) Spread {
 	var s Spread
-	w := New(Options{Seed: seed, Nodes: nodes, Degree: degree, Calm: true, large: true, Config: func(c *replication.Config) {
+	w := New(Options{Seed: seed, Nodes: nodes, Calm: true, large: true, Config: func(c *replication.Config) {
 		c.ProbeEvery = time.Second
 	}})
 	s.Links = len(w.links)

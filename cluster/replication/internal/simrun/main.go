@@ -68,7 +68,7 @@ func spreadOut(seed uint64, nodes int) {
 	var traces [2]uint64
 	for i := range traces {
 		began := time.Now()
-		r := sim.RunSpread(seed, nodes, 16, 500)
+		r := sim.RunSpread(seed, nodes, 500)
 		traces[i] = r.Trace
 		fmt.Printf("%d nodes, %d of %d links dead, %d copies: p50 %v, p99 %v, most %v; took %v\n%v\n",
 			nodes, r.Dead, r.Links, r.Copies, r.P50, r.P99, r.Max, time.Since(began).Round(time.Millisecond), r.Result)

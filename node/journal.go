@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/revokd/revokd/cluster/replication"
+	"github.com/revokd/revokd/internal/faults"
 	"github.com/revokd/revokd/journal"
 	"github.com/revokd/revokd/revocation"
 )
@@ -407,7 +408,7 @@ func (n *Node) start(ctx context.Context) error {
 			return err
 		}
 		// Alone there is nobody to get it from: what is there is all there is.
-		if _, repaired := n.journal.Get(metaRepaired); repaired && !n.members.lone() {
+		if _, repaired := n.journal.Get(metaRepaired); repaired && !n.members.lone() && !faults.Mutant("trust-repaired") {
 			n.log.Warn("the journal was repaired: what it lacks is fetched from other nodes")
 			disk.distrust()
 			n.onDisk.distrusted = true

@@ -299,6 +299,28 @@ func TestJoinedContent(t *testing.T) {
 	})
 }
 
+// The sums of an audit are over all of a record: a cutoff that lies higher on one node, though both have it under one name, comes to the other one.
+func TestAuditSumsCutoffs(t *testing.T) {
+	m := newMesh(t, Config{Durability: DurabilityMemory, Key: revocation.Key{1}, AuditEvery: 20 * time.Millisecond}, "a", "b")
+	m.ready()
+	a, b := m.nodes["a"], m.nodes["b"]
+	r := revocation.Request{Match: match(t, "iss=i,sub=u"), Cutoff: true, IssuedBefore: time.Now().Add(-2 * time.Hour).UnixMilli()}
+	if _, _, err := a.Write(t.Context(), []revocation.Request{r}, WriteOptions{Ack: AckAll}); err != nil {
+		t.Fatal(err)
+	}
+	var rec revocation.Record
+	var dot uint64
+	a.table.Range(revocation.Fingerprint{}, a.Now(), func(r revocation.Record, d uint64) bool {
+		rec, dot = r, d
+		return false
+	})
+	rec.Value += time.Hour.Milliseconds()
+	if d, err := a.table.Merge(rec, dot, a.Now(), false); err != nil || !d.Changed {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	m.until("b has the higher cutoff", func() bool { held, _, ok := b.table.Held(rec, b.Now()); return ok && held.Value == rec.Value })
+}
+
 // A journal that was repaired lacks records that its vector covers: they are fetched anew.
 func TestRepairedNode(t *testing.T) {
 	m := newMesh(t, Config{Key: revocation.Key{1}}, "a", "b")

@@ -267,7 +267,7 @@ func (t *Table) keepCovers(k *shape, e *classEntry, c *Claims, elem int32, thres
 		return false
 	}
 	it, ok := t.store.Lookup(f.key(), now)
-	return ok && int64(it.Data[0]) >= threshold
+	return ok && (int64(it.Data[0]) >= threshold || faults.Mutant("wide-keep"))
 }
 
 // outranked reports whether a block has been followed by a block or unblock of the same match under the other key, which decides.

@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/revokd/revokd/internal/faults"
 )
 
 // Defaults of [Settings].
@@ -187,6 +189,9 @@ func (p *Policy) maxSessionLifetime(m Match) time.Duration {
 }
 
 func (p *Policy) skew(m Match) time.Duration {
+	if faults.Mutant("no-skew") {
+		return 0
+	}
 	if iss, ok := m.Get("iss"); ok {
 		return p.Settings(iss.s).Skew
 	}

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"time"
+
+	"github.com/revokd/revokd/internal/faults"
 )
 
 // RecordSize is the length of an encoded [Record] in bytes.
@@ -53,6 +55,9 @@ func (c Class) known() bool { return c >= ClassDeny && c <= ClassKeep }
 
 // group returns the class whose key c uses: block and unblock contend for one, every other class has its own.
 func (c Class) group() Class {
+	if faults.Mutant("shared-classes") {
+		return ClassDeny
+	}
 	if c == ClassUnblock {
 		return ClassBlock
 	}

@@ -240,7 +240,7 @@ func (t *Table) place(by Definer, now uint32) error {
 		}
 	}
 	switch {
-	case by == Unbound:
+	case by == Unbound && !faults.Mutant("bound-peers"):
 	case by == Admin && all < MaxLiveShapes:
 	case by == Admin || all >= MaxLiveShapes-AdminShapes:
 		return ErrShapes
@@ -328,7 +328,7 @@ func (t *Table) activate(r Record, deadline uint32) (*shape, error) {
 	defer t.mu.Unlock()
 	old := t.view.Load()
 	switch s = old.byID[r.Shape]; {
-	case !old.accepts(number):
+	case !old.accepts(number) && !faults.Mutant("unknown-key"):
 		return nil, fmt.Errorf("%w: key number %d", ErrKey, number)
 	case s == nil:
 		return nil, ErrUnknownShape
@@ -390,6 +390,11 @@ func (t *Table) Ahead(list []Fingerprint) {
 func (t *Table) Merge(r Record, dot uint64, now int64, limited bool) (Delta, error) {
 	if err := r.valid(); err != nil {
 		return Delta{}, err
+	}
+	if faults.Mutant("bound-replay") {
+		if err := r.Plausible(now); err != nil {
+			return Delta{}, err
+		}
 	}
 	deadline, sec := t.deadline(r.RetainUntil()), unixSeconds(now)
 	if deadline < sec && !faults.Mutant("accept-expired") {
@@ -506,7 +511,7 @@ func (t *Table) Stamp(r, twin Record, now, wall int64) (Record, error) {
 		other, _, _ := t.Held(twin, now)
 		held.Value = max(held.Value, other.Value)
 	}
-	if held.Value < r.Value {
+	if held.Value < r.Value || faults.Mutant("stamp-by-clock") {
 		return r, nil
 	}
 	r.Value = held.Value + 1

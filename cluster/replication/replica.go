@@ -625,7 +625,7 @@ func (r *Replica) receiveHello(p *peer, f *reader) error {
 		return fmt.Errorf("%w: a second hello", ErrProtocol)
 	case h.version == 0:
 		return fmt.Errorf("%w: protocol version 0", ErrIncompatible)
-	case h.keyID != r.cfg.KeyID:
+	case h.keyID != r.cfg.KeyID && !r.without("other-key"):
 		return fmt.Errorf("%w: it has fingerprint key %016x, not %016x", ErrIncompatible, h.keyID, r.cfg.KeyID)
 	case p.proved && p.name != h.name:
 		return fmt.Errorf("%w: it is not who it says", ErrIncompatible)

@@ -336,15 +336,28 @@ func TestIncompatiblePeers(t *testing.T) {
 		"version 0":    frames(func(w *writer) { w.hello(hello{0, 0, "b", Incarnation{}, 1, false, true}) }),
 		"no hello":     frames(func(w *writer) { w.frame(frameProbe); w.uint(1); w.end() }),
 	} {
-		r, err := New(testConfig("a"), newTable(), nil, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Step(Now{}, Connected{Peer: 1, Name: "b"})
-		if out := r.Step(Now{}, Received{1, message}); len(out.Close) != 1 || !errors.Is(out.Close[0].Err, ErrIncompatible) && !errors.Is(out.Close[0].Err, ErrProtocol) {
-			t.Errorf("%s: %v", name, out.Close)
+		if !newAlone(t, "").turnsAway(message) {
+			t.Error(name)
 		}
 	}
+}
+
+// newAlone is a replica without sessions.
+func newAlone(t testing.TB, mutant string) *Replica {
+	cfg := testConfig("a")
+	cfg.Mutant = leaveOut(mutant)
+	r, err := New(cfg, newTable(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// turnsAway reports whether a session with b ends at its first message.
+func (r *Replica) turnsAway(message []byte) bool {
+	r.Step(Now{}, Connected{Peer: 1, Name: "b"})
+	out := r.Step(Now{}, Received{1, message})
+	return len(out.Close) == 1 && (errors.Is(out.Close[0].Err, ErrIncompatible) || errors.Is(out.Close[0].Err, ErrProtocol))
 }
 
 // Who knows of one key is talked to as long as there is one. What is known of the keys goes ahead of all that follows.

@@ -412,6 +412,47 @@ func checkFaults(files []file) []string {
 	return p.found
 }
 
+// checkRules compares the rules of replication that can be left out with those whose loss a test called TestMutants finds.
+func checkRules(files []file) []string {
+	const dir = "cluster/replication/"
+	var p problems
+	known := map[string]bool{}
+	for _, f := range files {
+		switch f.name {
+		case dir + "mutants_test.go":
+			keys(f.ast, "mutants", known)
+		case dir + "internal/sim/mutants.go":
+			keys(f.ast, "Mutants", known)
+		}
+	}
+	for _, f := range files {
+		if f.test || !strings.HasPrefix(f.name, dir) || f.name == dir+"internal/sim/mutants.go" {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.BasicLit:
+				if name, err := strconv.Unquote(n.Value); err == nil {
+					p.use(name)
+				}
+			case *ast.CallExpr:
+				fun, ok := n.Fun.(*ast.SelectorExpr)
+				if !ok || fun.Sel.Name != "without" || len(n.Args) != 1 {
+					break
+				}
+				if lit, ok := n.Args[0].(*ast.BasicLit); ok {
+					if name, _ := strconv.Unquote(lit.Value); !known[name] {
+						p.add("%s: no test is for the rule %q", f.name, name)
+					}
+				}
+			}
+			return true
+		})
+	}
+	stale(&p, "mutants of cluster/replication", known)
+	return p.found
+}
+
 // keys collects the keys of the map literal that a variable of a file is set to.
 func keys(f *ast.File, variable string, into map[string]bool) {
 	ast.Inspect(f, func(n ast.Node) bool {
@@ -449,6 +490,7 @@ func TestWord(t *testing.T)            { report(t, checkWord(module(t), wordless
 func TestLibraries(t *testing.T)       { report(t, checkLibraries(module(t), libraries)) }
 func TestLogs(t *testing.T)            { report(t, checkLogs(module(t))) }
 func TestFaults(t *testing.T)          { report(t, checkFaults(module(t))) }
+func TestRules(t *testing.T)           { report(t, checkRules(module(t))) }
 
 // The licences that go into a product without conditions on its own code.
 func TestLicences(t *testing.T) {

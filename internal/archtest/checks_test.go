@@ -99,6 +99,14 @@ func TestChecksFind(t *testing.T) {
 			checkFaults,
 			"a/a.go", "package a\nfunc f(c struct{ mutant func(string) bool }) { c.mutant(\"y\") }", `knows no "y" for Mutant`,
 		},
+		"rule without a test": {
+			checkRules,
+			"cluster/replication/a.go", "package replication\nfunc f(r *Replica) { r.without(\"y\") }", `no test is for the rule "y"`,
+		},
+		"test of a rule that nobody has": {
+			checkRules,
+			"cluster/replication/mutants_test.go", "package replication\nvar mutants = map[string]int{\"y\": 1}", "y is in the table of mutants",
+		},
 		"mutant that nobody has": {
 			checkFaults,
 			"internal/faults/faults.go", "package faults\nvar mutants = map[string]string{\"y\": \"\"}", "y is in the table of mutants",

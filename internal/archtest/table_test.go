@@ -23,7 +23,7 @@ var imports = map[string]string{
 	"client/revokdjwt":  "revocation token",
 
 	// Process
-	"node": "cluster cluster/replication cluster/voters internal/atomicfile internal/clock internal/view journal revocation ttlstore",
+	"node": "cluster cluster/replication cluster/voters internal/atomicfile internal/clock internal/faults internal/view journal revocation ttlstore",
 
 	// Meaning: the only packages that know what a token is
 	"revocation": "internal/faults ttlstore",

@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/revokd/revokd/internal/faults"
 )
 
 // Elapsed tells how much time has passed as the larger of what the two hands of a clock say, for what must not look younger than it is: a machine that was
@@ -53,7 +55,7 @@ func (e *Elapsed) Mono() time.Duration {
 	ahead, now := e.look()
 	e.until.Store(int64(now + lookEvery))
 	switch more := ahead - e.high; {
-	case more > 0:
+	case more > 0 && !faults.Mutant("suspended"):
 		extra := e.extra.Load()
 		e.extra.Store(extra + min(int64(more), int64(mostExtra)-extra))
 		e.high = ahead

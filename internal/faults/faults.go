@@ -71,6 +71,18 @@ var mutants = map[string]string{
 	"accept-future":    "cutoffs of peers in the far future are merged",
 	"active-unready":   "a replica that has not copied everything yet answers Active",
 	"active-stale":     "a replica that has lost touch answers Active",
+	"suspended":        "the time that a machine was stopped for does not count",
+	"answer-stays":     "a node's answer counts for more than a record that has come since",
+	"answer-age":       "how old the view is that a node answered from does not count",
+	"wide-keep":        "a session that was kept is exempt from every later cutoff",
+	"stamp-by-clock":   "a block is stamped by the clock alone",
+	"shared-classes":   "the rule classes share their keys",
+	"no-skew":          "a cutoff does not count how far the issuer's clock may be ahead",
+	"bound-peers":      "what was accepted elsewhere is held to the writers' limit of shapes",
+	"bound-replay":     "what was accepted once is judged by the clock again",
+	"unknown-key":      "records of a key that the node lacks are taken",
+	"trust-repaired":   "the vector of a journal that was repaired is believed",
+	"sum-no-cutoff":    "sums that nodes compare leave out the cutoffs",
 }
 
 // Mutants returns the bugs that can be asked for, by name, with what they are.

@@ -49,6 +49,18 @@ var suites = map[string]struct {
 	"accept-future":    {pkg: "./internal/view", test: "TestMergeBounds"},
 	"active-unready":   {pkg: "./client", test: "TestNotReady"},
 	"active-stale":     {pkg: "./client", test: "TestNodeGone"},
+	"suspended":        {pkg: "./client", test: "TestStoppedMachine"},
+	"answer-stays":     {pkg: "./client", test: "TestFilterAnswerDies"},
+	"answer-age":       {pkg: "./client", test: "TestFilterAnswerAge"},
+	"wide-keep":        {pkg: "./revocation", test: "TestThiefKeepsHisSession"},
+	"stamp-by-clock":   {pkg: "./revocation", test: "TestBlockBehindAFastClock"},
+	"shared-classes":   {pkg: "./revocation", test: "TestClassesHaveKeysOfTheirOwn"},
+	"no-skew":          {pkg: "./revocation", test: "TestIssuerAhead"},
+	"bound-peers":      {pkg: "./revocation", test: "TestPartitionMakesManyShapes"},
+	"bound-replay":     {pkg: "./revocation", test: "TestBootIn1970"},
+	"unknown-key":      {pkg: "./node", test: "TestNodeWithoutKey"},
+	"trust-repaired":   {pkg: "./node", test: "TestRepairedNode"},
+	"sum-no-cutoff":    {pkg: "./node", test: "TestAuditSumsCutoffs"},
 }
 
 // tables are the packages whose test TestMutants leaves out rules of their own, and logs a line for each: its name, what it does, what caught it.

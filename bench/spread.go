@@ -178,6 +178,7 @@ func (w *watcher) Each(replication.Key, int, replication.Now, func(*replication.
 }
 
 func (*watcher) Ahead([]replication.Key)                              {}
+func (*watcher) Size() int                                            { return 0 }
 func (*watcher) Early(replication.Now) func(*replication.Record) bool { return nil }
 func (*watcher) Definition(uint64) []byte                             { return nil }
 func (*watcher) Define([]byte, replication.Now) error                 { return nil }

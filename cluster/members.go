@@ -130,11 +130,14 @@ type Members struct {
 	leaving sync.Once
 	poke    chan struct{} // a round of joining is wanted now
 	publish chan struct{} // our metadata may have changed
+	going   atomic.Bool   // it is about to leave, whatever Config.Meta says
 
 	list *memberlist.Memberlist // set before started is closed
 	wire *wire                  // the same
 
 	remembered []peer // the one that was alive last first; the rejoin loop's
+
+	describing sync.Mutex // held over the question what we say, so that the last answer is the one that stays
 
 	mu    sync.Mutex
 	seeds []string
@@ -172,12 +175,13 @@ func New(cfg Config) (*Members, error) {
 
 // Limits of what memberlist does when this node ends.
 const (
-	leaveTimeout  = 3 * time.Second // for the good-bye to be passed on
-	streamTimeout = 3 * time.Second // for a dial, and for each direction of a stream
+	leavingTime   = 250 * time.Millisecond // a round of gossip, for some to hear that it is about to go
+	leaveTimeout  = 3 * time.Second        // for the good-bye to be passed on
+	streamTimeout = 3 * time.Second        // for a dial, and for each direction of a stream
 	metaTimeout   = 2 * time.Second
 )
 
-// Run gossips until ctx is done or [Members.Leave] is called, says good-bye, and returns when what it started has ended, some
+// Run gossips until ctx is done or [Members.Leave] is called, says that it is [Leaving] and then good-bye, and returns when what it started has ended, some
 // seconds later at most. It returns nil then, and an error if it could not begin.
 func (m *Members) Run(ctx context.Context) error {
 	if !m.ran.CompareAndSwap(false, true) {
@@ -201,6 +205,11 @@ func (m *Members) Run(ctx context.Context) error {
 	case <-m.leave:
 	}
 	cancel()
+	m.going.Store(true)
+	if _, err := m.describe(); err != nil {
+		m.log.Error("metadata not announced", "error", err)
+	}
+	_ = m.list.UpdateNode(leavingTime) // also if it was announced: perhaps just now, and the good-bye takes its place in what is passed on
 	if err := m.list.Leave(leaveTimeout); err != nil {
 		m.log.Warn("nobody took the good-bye; the others will find out", "error", err)
 	}
@@ -211,7 +220,7 @@ func (m *Members) Run(ctx context.Context) error {
 // start binds and makes this node the first member.
 func (m *Members) start() error {
 	below := m.cfg.Transport
-	if _, err := m.table.setOwn(m.cfg.Meta()); err != nil {
+	if _, err := m.describe(); err != nil {
 		if below != nil {
 			err = errors.Join(err, below.Shutdown())
 		}
@@ -254,6 +263,17 @@ func (m *Members) start() error {
 	return nil
 }
 
+// describe asks what this node says about itself.
+func (m *Members) describe() (changed bool, err error) {
+	m.describing.Lock()
+	defer m.describing.Unlock()
+	meta := m.cfg.Meta()
+	if m.going.Load() {
+		meta.State = Leaving
+	}
+	return m.table.setOwn(meta)
+}
+
 // publisher announces our metadata when it has changed. It waits for each announcement to be passed on before the next, so a
 // state that flutters does not fill the queue.
 func (m *Members) publisher(ctx context.Context) {
@@ -263,7 +283,7 @@ func (m *Members) publisher(ctx context.Context) {
 			return
 		case <-m.publish:
 		}
-		changed, err := m.table.setOwn(m.cfg.Meta())
+		changed, err := m.describe()
 		if err != nil {
 			m.log.Error("metadata not announced", "error", err)
 		}
@@ -302,6 +322,12 @@ func (m *Members) UpdateMeta() {
 	case m.publish <- struct{}{}:
 	default:
 	}
+}
+
+// AnnounceLeaving makes this node say that it is [Leaving], from now on. It stays a member until Run ends, which says so too. It does not wait.
+func (m *Members) AnnounceLeaving() {
+	m.going.Store(true)
+	m.UpdateMeta()
 }
 
 // Join adds seeds and starts a round of joining. It does not wait for it; see [Members.Members] for who has been found.

@@ -36,7 +36,7 @@ type Meta struct {
 	APIAddr string
 	// Version is that of its program; at most [MaxVersion] bytes.
 	Version string
-	// Epoch is the number of its run.
+	// Epoch is the number of its run: another one after each start.
 	Epoch uint64
 	// Incarnation is that of its data directory.
 	Incarnation [16]byte

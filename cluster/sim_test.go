@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -401,6 +402,46 @@ func TestLeftAndDeadAreToldApart(t *testing.T) {
 			}
 			return ""
 		})
+	})
+}
+
+// Who is about to go says so while it is still a member, and the good-bye does not wait for it for long.
+func TestLeavingIsSaidBeforeTheGoodBye(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		nodes := s.cluster(4)
+		known := func(name string, want Status) func() string {
+			return func() string {
+				for _, n := range nodes[:2] {
+					list := n.Members.Members()
+					i := slices.IndexFunc(list, func(m Member) bool { return m.Name == name })
+					if i < 0 || list[i].Status != want || list[i].Meta.State != Leaving {
+						return fmt.Sprintf("%s is not known as %v to %s: %+v", name, want, n.cfg.Name, list)
+					}
+				}
+				return ""
+			}
+		}
+		nodes[2].AnnounceLeaving() // and it goes on
+		s.within(time.Second, "announced", known("n2", Alive))
+		for _, n := range nodes[2:] { // also if nothing was announced before
+			began := time.Now()
+			if err := n.Leave(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(began); took > leavingTime+time.Second { // the good-bye is passed on four times, to three at a time at most
+				t.Errorf("%s took %v to leave", n.cfg.Name, took)
+			}
+			s.within(5*time.Second, "left", known(n.cfg.Name, Left))
+		}
+		// Nobody is there whom it could tell.
+		lone := s.start("lone", simAddr(9), nil)
+		began := time.Now()
+		if err := lone.Leave(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took >= leavingTime {
+			t.Errorf("a lone node took %v to leave", took)
+		}
 	})
 }
 

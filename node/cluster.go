@@ -119,7 +119,7 @@ func (m *membership) signal() {
 // meta is what the node says about itself in gossip.
 func (n *Node) meta() cluster.Meta {
 	m := cluster.Meta{
-		State: cluster.Starting, APIAddr: n.cfg.Cluster.APIAddr, Version: n.cfg.Version, Incarnation: n.replica.incarnation,
+		State: cluster.Starting, APIAddr: n.cfg.Cluster.APIAddr, Version: n.cfg.Version, Epoch: n.replica.epoch, Incarnation: n.replica.incarnation,
 		Certificate: n.cfg.Cluster.Certificate, Voters: n.members.status.Load().Config.Number,
 	}
 	id := sha256.Sum256(append([]byte("revokd cluster\x00"), n.cfg.Key[:]...))

@@ -453,6 +453,7 @@ func (n *Node) judge(v revocation.Verdict, f *view.Freshness, o CheckOptions) re
 // Status describes a node.
 type Status struct {
 	Name, Version string
+	Epoch         uint64 // of this run: another one after each start
 	Ready         bool
 	WaitingFor    []string
 	Durability    Durability
@@ -482,7 +483,7 @@ func (n *Node) Status() Status {
 	r := n.reading
 	n.mu.Unlock()
 	s := Status{
-		Name: n.cfg.Name, Version: n.cfg.Version, Ready: len(waiting) == 0, WaitingFor: waiting, Durability: n.cfg.Durability,
+		Name: n.cfg.Name, Version: n.cfg.Version, Epoch: n.replica.epoch, Ready: len(waiting) == 0, WaitingFor: waiting, Durability: n.cfg.Durability,
 		Wall: n.cfg.Clock.Now(), Guarded: r.Guarded, Clock: n.clockWords(r),
 		Table: n.table.Stats(n.Now()), Uptime: n.cfg.Clock.Mono() - n.started, KeyID: n.cfg.Key.ID(), Keys: n.Keys(), Writes: n.counts.stats(),
 	}

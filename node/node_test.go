@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -179,6 +180,26 @@ func TestWriteBatch(t *testing.T) {
 }
 
 // Before the journal has been read nothing is Active and nothing is written.
+// Each start has an epoch of its own, also on the same directory, and tells it in its status and in gossip.
+func TestEpochOfARun(t *testing.T) {
+	cfg := Config{Name: "n1", Key: testKey, Dir: t.TempDir(), Cluster: &ClusterConfig{}, Store: ttlstore.Config{Heap: true}}
+	var seen []uint64
+	for range 3 {
+		n, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		epoch := n.Status().Epoch
+		if epoch == 0 || slices.Contains(seen, epoch) || n.meta().Epoch != epoch {
+			t.Errorf("epoch %x after %x, %x in gossip", epoch, seen, n.meta().Epoch)
+		}
+		seen = append(seen, epoch)
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestNotReady(t *testing.T) {
 	n, err := New(Config{Name: "n", Key: testKey, Durability: DurabilityMemory, Clock: clocktest.New(start), Store: ttlstore.Config{Heap: true}})
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 type replica struct {
 	n           *Node
 	incarnation replication.Incarnation // of the data directory
+	epoch       uint64                  // of this run: random, so that a copy of the directory has another one too
 
 	// mu comes before the journal's locks and after nobody's. The state machine never waits, and nothing waits under mu.
 	mu       sync.Mutex
@@ -68,7 +69,7 @@ const maxPeerBytes = 64 << 20
 
 func newReplica(n *Node) *replica {
 	r := &replica{
-		n: n, sessions: make(map[replication.PeerID]*session), byName: make(map[string]*session), wake: make(chan struct{}, 1), unnamedReady: make(chan struct{}, 1),
+		n: n, epoch: random(), sessions: make(map[replication.PeerID]*session), byName: make(map[string]*session), wake: make(chan struct{}, 1), unnamedReady: make(chan struct{}, 1),
 		disk: news{origins: make(map[uint32]replication.Origin), dropped: make(map[uint32]bool)},
 	}
 	r.room = sync.NewCond(&r.mu)
@@ -79,7 +80,7 @@ func newReplica(n *Node) *replica {
 func (r *replica) begin(origins []replication.Origin, vector []replication.VectorEntry, latest map[uint32]uint32) error {
 	digest := r.n.cfg.Key.Digest()
 	core, err := replication.New(replication.Config{
-		Name: r.n.cfg.Name, Incarnation: r.incarnation, Boot: random(), KeyID: uint64(r.n.cfg.Key.ID()),
+		Name: r.n.cfg.Name, Incarnation: r.incarnation, Boot: r.epoch, KeyID: uint64(r.n.cfg.Key.ID()),
 		Digest:       func(rec *replication.Record) uint64 { return digest((*[revocation.RecordSize]byte)(rec)) },
 		Deadline:     func(rec *replication.Record) uint32 { return r.n.deadlineOf(view.RetainUntil(rec)) },
 		DefinitionID: func(rec *replication.Record) uint64 { return binary.BigEndian.Uint64(rec[24:32]) },

@@ -402,8 +402,11 @@ type PeerStats struct {
 	Timed  bool
 	Behind uint64 // records that it lacks of what this replica holds
 	Ahead  uint64 // records that it holds and this replica lacks
-	View   time.Duration
-	Votes  bool
+	// Records is how many it holds, expired ones that were not freed yet included, by its last answer. Counted: it has said so.
+	Records uint64
+	Counted bool
+	View    time.Duration
+	Votes   bool
 	// Guarded is the peer's guarded time, Unix milliseconds, when it answered at GuardedAt; 0: it has not.
 	Guarded   int64
 	GuardedAt time.Duration
@@ -427,7 +430,7 @@ func (r *Replica) Peers() []PeerStats {
 		s := PeerStats{
 			ID: p.id, Name: p.name, Client: p.client, RTT: p.rtt, Offset: time.Duration(p.offset) * time.Millisecond, Timed: p.timed,
 			View: p.viewed, Votes: p.votes, Guarded: p.guarded, GuardedAt: p.guardedAt, Audit: r.lastAudit(p), Lag: p.lag,
-			Incarnation: p.incarnation,
+			Incarnation: p.incarnation, Records: p.records, Counted: p.counted,
 		}
 		for i, o := range r.reg.list {
 			if o == nil {

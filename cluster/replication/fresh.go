@@ -61,6 +61,7 @@ func (r *Replica) fillAnswers(w *writer, p *peer) {
 		for _, name := range r.voters.Names {
 			w.uint(r.age(name))
 		}
+		w.uint(uint64(r.store.Size()))
 		w.end()
 	}
 	p.answers = p.answers[:0]
@@ -91,6 +92,10 @@ func (r *Replica) receiveAnswer(p *peer, f *reader) {
 	for i := range ages {
 		ages[i] = f.uint()
 	}
+	records, counted := uint64(0), len(f.b) > 0
+	if counted {
+		records = f.limited(1 << 62)
+	}
 	i := slices.IndexFunc(p.probes, func(q probe) bool { return q.id == id && !q.answered })
 	if f.err != nil || i < 0 {
 		return
@@ -103,6 +108,7 @@ func (r *Replica) receiveAnswer(p *peer, f *reader) {
 	}
 	p.rtt = r.now.Mono - q.sent
 	p.guarded, p.guardedAt = int64(guarded), r.now.Mono
+	p.records, p.counted = records, counted
 	if !p.timed || p.rtt < time.Second {
 		p.timed, p.offset = true, int64(wall)-(r.now.Wall-p.rtt.Milliseconds()/2)
 	}

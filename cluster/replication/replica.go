@@ -173,6 +173,8 @@ type peer struct {
 	guarded   int64
 	guardedAt time.Duration
 	timed     bool
+	records   uint64 // that it holds
+	counted   bool   // it has said so
 	lag       Lag
 }
 

@@ -74,6 +74,7 @@ func (t *table) Each(from Key, budget int, now Now, fn func(*Record, Dot)) (Key,
 	return t.Scan(from, budget, now, func(Dot) bool { return true }, func(r *Record, d Dot) bool { fn(r, d); return true })
 }
 
+func (t *table) Size() int                    { return len(t.records) }
 func (t *table) Early(Now) func(*Record) bool { return t.early }
 func (t *table) Definition(uint64) []byte     { return nil }
 func (t *table) Define(_ []byte, _ Now) error { return nil }
@@ -404,6 +405,53 @@ func TestVersionsWithOneKey(t *testing.T) {
 	long := frames(func(w *writer) { w.frame(frameKeys); w.string(string(make([]byte, maxKeys+1))); w.end() })
 	if out := p.r[0].Step(p.now, Received{1, long}); len(out.Close) != 1 || !errors.Is(out.Close[0].Err, ErrProtocol) {
 		t.Errorf("%+v", out)
+	}
+}
+
+// A node tells with its answers how many records it holds; earlier versions do not.
+func TestAnswerTellsHowManyRecords(t *testing.T) {
+	p := newPair(t, nil)
+	p.write(1, testRecord(1, 1), testRecord(2, 1), testRecord(3, 1))
+	p.exchange(3 * time.Second)
+	for side := range 2 {
+		if s := p.r[side].Peers()[0]; s.Records != 3 || !s.Counted {
+			t.Errorf("%d knows of %d records, %v", side, s.Records, s.Counted)
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		rest    []byte // of the answer
+		records uint64
+		counted bool
+		ended   error
+	}{
+		{name: "an earlier version"},
+		{name: "none", rest: []byte{0}, counted: true},
+		{name: "a later version", rest: []byte{7, 'm', 'o', 'r', 'e'}, records: 7, counted: true},
+		{name: "more than there can be", rest: binary.AppendUvarint(nil, 1<<62+1), ended: ErrProtocol},
+		{name: "cut short", rest: []byte{0x80}, ended: ErrProtocol},
+	} {
+		p := newPair(t, nil)
+		p.now.Mono += time.Second
+		p.step(0, Tick{}) // it asks
+		p.step(0, Received{1, frames(func(w *writer) {
+			w.frame(frameAnswer)
+			w.uint(p.r[0].peers[1].probeID)
+			w.uint(uint64(p.now.Wall))
+			w.uint(uint64(p.now.Guarded))
+			w.uint(0)
+			w.bytes(c.rest...)
+			w.end()
+		})})
+		if c.ended != nil {
+			if !errors.Is(p.ended, c.ended) {
+				t.Errorf("%s: %v", c.name, p.ended)
+			}
+			continue
+		}
+		if s := p.r[0].Peers()[0]; p.ended != nil || s.Records != c.records || s.Counted != c.counted || s.GuardedAt != p.now.Mono {
+			t.Errorf("%s: %v, %+v", c.name, p.ended, s)
+		}
 	}
 }
 

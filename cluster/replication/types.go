@@ -116,6 +116,8 @@ type Store interface {
 	Scan(from Key, budget int, now Now, keep func(Dot) bool, fn func(*Record, Dot) bool) (next Key, more bool)
 	// Each is Scan without order: for sums.
 	Each(from Key, budget int, now Now, fn func(*Record, Dot)) (next Key, more bool)
+	// Size is how many records it holds, expired ones that were not freed yet included. It is cheap.
+	Size() int
 	// Early returns which of the records must not come behind the others of a scan, which would mean something else without them; nil: none of those that are held.
 	Early(now Now) func(*Record) bool
 	// Definition returns what must be known before a record with that definition id is merged; nil: nothing.
@@ -159,7 +161,7 @@ func (v Voters) Majority() int {
 type Config struct {
 	Name        string // of this node; for a client anything
 	Incarnation Incarnation
-	Boot        uint64 // random, new at each start
+	Boot        uint64 // the number of this run: random, new at each start
 	KeyID       uint64
 	Client      bool // only reads: it takes everything from whom it is connected to, and serves nobody
 

@@ -22,7 +22,7 @@ const (
 	frameScanned   frameType = 10 // scan, n times a record: see scanned
 	frameScanEnd   frameType = 11 // scan
 	frameProbe     frameType = 12 // probe
-	frameAnswer    frameType = 13 // probe, wall, guarded time, n, n times age of the view of a voter in milliseconds + 1, 0: none
+	frameAnswer    frameType = 13 // probe, wall, guarded time, n, n times age of the view of a voter in milliseconds + 1, 0: none, and how many records the sender holds: older ones leave that out
 	frameControl   frameType = 14 // of the host
 	frameAudit     frameType = 15 // audit, horizon, cut: n, n times id 8, number
 	frameSums      frameType = 16 // audit, node+1 or 0 for the top, 256 times sum 8

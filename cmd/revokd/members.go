@@ -21,11 +21,12 @@ func (c *cli) membersCommand() *cobra.Command {
 		Long: `List the nodes of the cluster as the node sees that is asked.
 
 STATUS is what gossip says: alive, suspect, dead, left. STATE is what the other says of itself: starting, replaying, syncing, ready, leaving.
+EPOCH is the number of its run, another one after each start. RECORDS are those that it holds, which may differ by such that have expired.
 CONNECTED: there is a session over which records travel. RTT and CLOCK are measured over it; CLOCK is how far the other's clock is ahead.
 BEHIND are records that the other lacks of what this node holds, AHEAD those that this node lacks.
 VIEW is how old this node's view of the other is; AUDIT is how long ago sums over all records were last found equal.
 LAG is how long revocations made here took until the other said that it holds them, the way back included: upper bounds of half of
-them and of 99 in 100.`,
+them and of 99 in 100. There is none until somebody revokes here: an idle link is judged by RTT, over the same session, and VIEW.`,
 		Example: `  revokd members
   revokd members --output json | jq '.members[] | select(.status != "alive") | .name'`,
 		Args: noArguments,
@@ -50,14 +51,18 @@ func (c *cli) members(cmd *cobra.Command) (*revokdv1.MembersResponse, error) {
 }
 
 func membersText(w io.Writer, m *revokdv1.MembersResponse) {
-	rows := [][]string{{"NAME", "STATUS", "STATE", "VOTER", "CONNECTED", "VERSION", "RTT", "CLOCK", "BEHIND", "AHEAD", "VIEW", "AUDIT", "LAG P50", "LAG P99"}}
+	rows := [][]string{{"NAME", "STATUS", "STATE", "VOTER", "CONNECTED", "VERSION", "EPOCH", "RECORDS", "RTT", "CLOCK", "BEHIND", "AHEAD", "VIEW", "AUDIT", "LAG P50", "LAG P99"}}
 	for _, p := range m.GetMembers() {
 		row := []string{p.GetName(), p.GetStatus(), p.GetState(), yesNo(p.GetVoter())}
 		connected := yesNo(p.GetConnected())
 		if p.GetSelf() {
 			connected = "asked here"
 		}
-		row = append(row, connected, orDash(p.GetVersion()), fineText(p.GetRtt()), signText(p.GetClockOffset()))
+		records := "-"
+		if p.Records != nil {
+			records = strconv.FormatUint(p.GetRecords(), 10)
+		}
+		row = append(row, connected, orDash(p.GetVersion()), orDash(p.GetEpoch()), records, fineText(p.GetRtt()), signText(p.GetClockOffset()))
 		if p.GetConnected() {
 			row = append(row, strconv.FormatUint(p.GetBehind(), 10), strconv.FormatUint(p.GetAhead(), 10))
 		} else {

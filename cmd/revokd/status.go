@@ -62,6 +62,7 @@ func statusText(w io.Writer, s *revokdv1.StatusResponse) {
 	rows := [][]string{
 		{"node", s.GetNode()},
 		{"version", s.GetVersion()},
+		{"epoch", orDash(s.GetEpoch())},
 		{"ready", ready},
 		{"uptime", ageText(s.GetUptime().AsDuration())},
 		{"durability", enumName(s.GetDurability().String(), "DURABILITY_")},

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"math"
 	"slices"
 	"strconv"
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -37,13 +39,16 @@ func (s clusters) Members(context.Context, *connect.Request[revokdv1.MembersRequ
 	if err != nil {
 		return nil, err
 	}
-	st := s.node.Voters()
+	self, st := s.node.Status(), s.node.Voters()
 	m := &revokdv1.MembersResponse{Voters: s.voters()}
 	peers := s.node.Peers()
 	for _, p := range g.Members() {
 		member := &revokdv1.Member{
 			Name: p.Name, GossipAddr: p.Addr.String(), ApiAddr: p.Meta.APIAddr, Version: p.Meta.Version, Status: p.Status.String(), State: p.Meta.State.String(),
-			Self: p.Name == s.node.Status().Name, Since: timestamppb.New(p.Since),
+			Self: p.Name == self.Name, Since: timestamppb.New(p.Since), Epoch: epochAnswer(p.Meta.Epoch),
+		}
+		if member.Self {
+			member.Records = proto.Uint64(uint64(self.Table.Items))
 		}
 		for _, v := range st.Config.Voters {
 			member.Voter = member.Voter || v.Name == p.Name
@@ -52,6 +57,9 @@ func (s clusters) Members(context.Context, *connect.Request[revokdv1.MembersRequ
 			q := peers[i]
 			member.Connected = true
 			member.Behind, member.Ahead = q.Behind, q.Ahead
+			if q.Counted {
+				member.Records = &q.Records
+			}
 			if q.Timed {
 				member.Rtt, member.ClockOffset = durationpb.New(q.RTT), durationpb.New(q.Offset)
 			}
@@ -61,6 +69,14 @@ func (s clusters) Members(context.Context, *connect.Request[revokdv1.MembersRequ
 		m.Members = append(m.Members, member)
 	}
 	return connect.NewResponse(m), nil
+}
+
+// epochAnswer leaves out that of a version that did not tell it.
+func epochAnswer(epoch uint64) string {
+	if epoch == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%016x", epoch)
 }
 
 // ageAnswer leaves out an age that there is none of.

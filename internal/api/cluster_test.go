@@ -76,6 +76,10 @@ func TestStatusOfReplication(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	st := f.post("Status", "{}").message.(*revokdv1.StatusResponse)
+	if m := res.Msg.GetMembers()[0]; len(m.GetEpoch()) != 16 || m.GetEpoch() != st.GetEpoch() || m.Records == nil || int64(m.GetRecords()) != st.GetRecords() {
+		t.Errorf("%v, in the status %v", m, st)
+	}
 	if m := res.Msg.GetMembers(); len(m) != 1 || !m[0].GetSelf() || !m[0].GetVoter() || m[0].GetStatus() != "alive" || m[0].GetApiAddr() != "127.0.0.1:1" {
 		t.Errorf("%v", m)
 	}

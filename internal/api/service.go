@@ -269,7 +269,7 @@ func (s revocations) Status(context.Context, *connect.Request[revokdv1.StatusReq
 	st := s.node.Status()
 	waiting := s.waitingFor()
 	m := &revokdv1.StatusResponse{
-		Node: st.Name, Version: st.Version, Ready: len(waiting) == 0, WaitingFor: waiting, Durability: durabilityAnswer(st.Durability),
+		Node: st.Name, Version: st.Version, Epoch: epochAnswer(st.Epoch), Ready: len(waiting) == 0, WaitingFor: waiting, Durability: durabilityAnswer(st.Durability),
 		Now: timestamppb.New(st.Wall), Guarded: timestamppb.New(st.Guarded), Clock: st.Clock,
 		Records: int64(st.Table.Items), RecordsLimit: int64(st.Table.Limit), MemoryBytes: st.Table.Bytes,
 		BlocksEndingSoon: int64(st.Census.BlocksEnding),

@@ -392,6 +392,9 @@ func (a *agent) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			a.tell("STOPPING=1")
+			if g := a.node.Gossip(); g != nil {
+				g.AnnounceLeaving() // while the front goes on
+			}
 		case <-below.Done():
 		}
 		return nil

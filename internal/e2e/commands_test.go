@@ -130,7 +130,7 @@ func TestClusterByCommand(t *testing.T) {
 
 	o.start("n2", "--join", seed)
 	o.start("n3", "--join", seed)
-	o.until("n1", 0, `^n2 +alive +ready +no +yes +\S+ +\S+ +\S+ +0 +0 `, "members")
+	o.until("n1", 0, `^n2 +alive +ready +no +yes +\S+ +[0-9a-f]{16} +0 +\S+ +\S+ +0 +0 `, "members")
 
 	o.says("n1", 0, `^voters, list \d+: n1, n2; 2 of them are a quorum$`, "voters", "add", "n2")
 	o.says("n2", 0, `^voters, list \d+: n1, n2, n3; 2 of them are a quorum$`, "voters", "add", "n3")
@@ -141,6 +141,7 @@ func TestClusterByCommand(t *testing.T) {
 	}
 	o.until("n1", 0, ` ack all confirmed n1, n2, n3$`, revoke("all", "--ack", "all")...)
 	o.until("n1", 0, `^n2 .*[a-zµ]s +[0-9.]+(ms|µs|s)$`, "members") // its lag has been measured
+	o.until("n1", 0, `^n2 +alive +ready +yes +yes +\S+ +[0-9a-f]{16} +1 `, "members") // and so has what it holds been counted
 	o.says("n1", 0, `^voters +n1, n2, n3 \(list \d+, this node votes\)$`, "status")
 	o.says("n1", 0, `^connected +2 nodes, 0 client replicas$`, "status")
 

@@ -49,6 +49,7 @@ type watcher struct {
 }
 
 func (*watcher) Ahead([]replication.Key)                              {}
+func (*watcher) Size() int                                            { return 0 }
 func (*watcher) Early(replication.Now) func(*replication.Record) bool { return nil }
 
 func (w *watcher) Merge(r *replication.Record, _ replication.Dot, _ replication.Now, _ bool) (replication.Merged, error) {

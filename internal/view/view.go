@@ -112,6 +112,12 @@ func (s *Store) Each(from replication.Key, budget int, now replication.Now, fn f
 	return replication.Key(next), more
 }
 
+// Size is how many records the table holds.
+func (s *Store) Size() int {
+	records, _ := s.Table.Size()
+	return records
+}
+
 // Early: keeps come before the cutoffs that they exempt from, or a session that was kept would be revoked for as long as a scan takes.
 func (s *Store) Early(now replication.Now) func(*replication.Record) bool {
 	if !s.Table.Keeps(now.Guarded) {

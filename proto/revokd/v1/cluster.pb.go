@@ -346,7 +346,7 @@ type Member struct {
 	ApiAddr       string                 `protobuf:"bytes,3,opt,name=api_addr,json=apiAddr,proto3" json:"api_addr,omitempty"`
 	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
 	Status        string                 `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"` // alive, suspect, dead, left
-	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`   // starting, syncing, ready, leaving
+	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`   // starting, replaying, syncing, ready, leaving
 	Self          bool                   `protobuf:"varint,7,opt,name=self,proto3" json:"self,omitempty"`
 	Voter         bool                   `protobuf:"varint,8,opt,name=voter,proto3" json:"voter,omitempty"`
 	Connected     bool                   `protobuf:"varint,9,opt,name=connected,proto3" json:"connected,omitempty"`
@@ -358,6 +358,8 @@ type Member struct {
 	ViewAge       *durationpb.Duration   `protobuf:"bytes,15,opt,name=view_age,json=viewAge,proto3" json:"view_age,omitempty"`             // how old this node's view of it is; absent: there is none
 	AuditAge      *durationpb.Duration   `protobuf:"bytes,16,opt,name=audit_age,json=auditAge,proto3" json:"audit_age,omitempty"`          // since sums were last found equal; absent: never
 	Lag           *Lag                   `protobuf:"bytes,17,opt,name=lag,proto3" json:"lag,omitempty"`
+	Epoch         string                 `protobuf:"bytes,18,opt,name=epoch,proto3" json:"epoch,omitempty"`            // of its run, 16 hex digits: another one after each start
+	Records       *uint64                `protobuf:"varint,19,opt,name=records,proto3,oneof" json:"records,omitempty"` // that it holds; absent: it has not said so, or there is no session
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -511,7 +513,22 @@ func (x *Member) GetLag() *Lag {
 	return nil
 }
 
-// Lag is how long this node's revocations took until the other node said that it holds them; the way back is in it.
+func (x *Member) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *Member) GetRecords() uint64 {
+	if x != nil && x.Records != nil {
+		return *x.Records
+	}
+	return 0
+}
+
+// Lag is how long this node's revocations took until the other node said that it holds them; the way back is in it. Where this node writes nothing there
+// is nothing to measure it by: see rtt and view_age.
 type Lag struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
@@ -1462,7 +1479,7 @@ const file_revokd_v1_cluster_proto_rawDesc = "" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\tR\x04hash\x12\x18\n" +
-	"\apending\x18\x04 \x01(\tR\apending\"\xc3\x04\n" +
+	"\apending\x18\x04 \x01(\tR\apending\"\x84\x05\n" +
 	"\x06Member\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vgossip_addr\x18\x02 \x01(\tR\n" +
@@ -1482,7 +1499,11 @@ const file_revokd_v1_cluster_proto_rawDesc = "" +
 	"\x05ahead\x18\x0e \x01(\x04R\x05ahead\x124\n" +
 	"\bview_age\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\aviewAge\x126\n" +
 	"\taudit_age\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\bauditAge\x12 \n" +
-	"\x03lag\x18\x11 \x01(\v2\x0e.revokd.v1.LagR\x03lag\"\xa4\x01\n" +
+	"\x03lag\x18\x11 \x01(\v2\x0e.revokd.v1.LagR\x03lag\x12\x14\n" +
+	"\x05epoch\x18\x12 \x01(\tR\x05epoch\x12\x1d\n" +
+	"\arecords\x18\x13 \x01(\x04H\x00R\arecords\x88\x01\x01B\n" +
+	"\n" +
+	"\b_records\"\xa4\x01\n" +
 	"\x03Lag\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12+\n" +
 	"\x03p50\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03p50\x12+\n" +
@@ -1642,6 +1663,7 @@ func file_revokd_v1_cluster_proto_init() {
 	if File_revokd_v1_cluster_proto != nil {
 		return
 	}
+	file_revokd_v1_cluster_proto_msgTypes[6].OneofWrappers = []any{}
 	file_revokd_v1_cluster_proto_msgTypes[12].OneofWrappers = []any{
 		(*ChangeVotersRequest_Add)(nil),
 		(*ChangeVotersRequest_Remove)(nil),

@@ -2522,6 +2522,7 @@ type StatusResponse struct {
 	Replication      *ReplicationStatus `protobuf:"bytes,20,opt,name=replication,proto3" json:"replication,omitempty"`
 	// Ids of the fingerprint keys in force, the one in use first.
 	FingerprintKeys []string `protobuf:"bytes,21,rep,name=fingerprint_keys,json=fingerprintKeys,proto3" json:"fingerprint_keys,omitempty"`
+	Epoch           string   `protobuf:"bytes,22,opt,name=epoch,proto3" json:"epoch,omitempty"` // of this run, 16 hex digits: another one after each start
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2701,6 +2702,13 @@ func (x *StatusResponse) GetFingerprintKeys() []string {
 		return x.FingerprintKeys
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
 }
 
 type ReplicationStatus struct {
@@ -3345,7 +3353,7 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\x06result\x18\x04 \x01(\tR\x06result\x12%\n" +
 	"\x05found\x18\x05 \x01(\v2\x0f.revokd.v1.RuleR\x05found\x12%\n" +
 	"\x0ecompared_claim\x18\x06 \x01(\tR\rcomparedClaim\"\x0f\n" +
-	"\rStatusRequest\"\x98\x06\n" +
+	"\rStatusRequest\"\xae\x06\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -3372,7 +3380,8 @@ const file_revokd_v1_revokd_proto_rawDesc = "" +
 	"\ajournal\x18\x12 \x01(\v2\x18.revokd.v1.JournalStatusR\ajournal\x12,\n" +
 	"\x12blocks_ending_soon\x18\x13 \x01(\x03R\x10blocksEndingSoon\x12>\n" +
 	"\vreplication\x18\x14 \x01(\v2\x1c.revokd.v1.ReplicationStatusR\vreplication\x12)\n" +
-	"\x10fingerprint_keys\x18\x15 \x03(\tR\x0ffingerprintKeys\"\xd2\x02\n" +
+	"\x10fingerprint_keys\x18\x15 \x03(\tR\x0ffingerprintKeys\x12\x14\n" +
+	"\x05epoch\x18\x16 \x01(\tR\x05epoch\"\xd2\x02\n" +
 	"\x11ReplicationStatus\x12\x16\n" +
 	"\x06voters\x18\x01 \x03(\tR\x06voters\x12#\n" +
 	"\rvoters_number\x18\x02 \x01(\x04R\fvotersNumber\x12\x14\n" +

@@ -178,6 +178,8 @@ func (s *store) Each(from replication.Key, budget int, now replication.Now, fn f
 	})
 }
 
+func (s *store) Size() int { return len(s.entries) }
+
 // Early stands for keeps: half of all.
 func (s *store) Early(replication.Now) func(*replication.Record) bool {
 	return func(r *replication.Record) bool { return digest(r)&1 == 0 }

@@ -248,7 +248,6 @@ func (w *failingWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// allocated returns how many bytes fn allocates, together with what else runs.
 // A header may promise a gigabyte: what is allocated follows what comes.
 func TestAllocatesAsItReads(t *testing.T) {
 	huge := mustSize(t, 64, 7)

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -296,7 +295,6 @@ func (c *Client) identify(ctx context.Context) (*revokdv1.IdentityResponse, erro
 
 // begin makes what is held and the state machine.
 func (c *Client) begin(ctx context.Context, identity *revokdv1.IdentityResponse) error {
-	var policy revocation.Policy
 	var first revocation.Key
 	if copy(first[:], identity.GetFingerprintKey()) != len(first) || len(identity.GetFingerprintKey()) != len(first) {
 		return fmt.Errorf("%w: the node has told no fingerprint key", ErrUnavailable)
@@ -309,7 +307,8 @@ func (c *Client) begin(ctx context.Context, identity *revokdv1.IdentityResponse)
 		}
 	}
 	c.ring = ring.Name()
-	if err := json.Unmarshal(identity.GetPolicy(), &policy); err != nil {
+	policy, err := revocation.ParsePolicy(identity.GetPolicy())
+	if err != nil {
 		return fmt.Errorf("%w: the node's policy: %w", ErrUnavailable, err)
 	}
 	c.tableConfig = revocation.TableConfig{Ring: ring, Slack: identity.GetSlack().AsDuration(), Store: c.cfg.Store, Policy: policy}
@@ -341,7 +340,6 @@ func (c *Client) begin(ctx context.Context, identity *revokdv1.IdentityResponse)
 	}
 	c.held.Store(h)
 	c.store = &store{Store: view.Store{Table: h.table}}
-	var err error
 	if c.core, err = c.newCore(c.tableConfig.Slack, origins, vector); err != nil {
 		return errors.Join(err, h.table.Close())
 	}

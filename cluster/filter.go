@@ -236,15 +236,16 @@ func speaks(vsn []uint8) bool {
 	return len(vsn) >= 6 && vsn[0] > 0 && vsn[0] <= 2 && vsn[1] >= 2 && vsn[2] == 2 && vsn[3] == 0 && vsn[4] == 0 && vsn[5] == 0
 }
 
-// handle reads messages. A list grows as it is read, whatever length it announces: the library would take a quarter of a megabyte for seven bytes.
-func handle() *codec.MsgpackHandle {
+// handle reads and writes messages; all may use it at once. A list grows as it is read, whatever length it announces: the library would take a quarter of a megabyte
+// for seven bytes.
+var handle = func() *codec.MsgpackHandle {
 	h := new(codec.MsgpackHandle)
 	h.MaxInitLen = 64
 	return h
-}
+}()
 
 func decode(b []byte, into any) error {
-	return codec.NewDecoderBytes(b, handle()).Decode(into)
+	return codec.NewDecoderBytes(b, handle).Decode(into)
 }
 
 // stream reads the one plain message of a stream and returns what may pass.
@@ -273,7 +274,7 @@ func (f *filter) readMessage(r *bufio.Reader) ([]byte, error) {
 	case msgPing, msgAck, msgError:
 		// As far as the decoder reads it; memberlist takes the fields.
 		var message struct{ SeqNo uint32 }
-		err := codec.NewDecoder(io.TeeReader(r, clean), handle()).Decode(&message)
+		err := codec.NewDecoder(io.TeeReader(r, clean), handle).Decode(&message)
 		return clean.Bytes(), err
 	}
 	return nil, errForbidden
@@ -281,7 +282,7 @@ func (f *filter) readMessage(r *bufio.Reader) ([]byte, error) {
 
 // states reads an exchange of states and writes it again without the entries that may not pass.
 func (f *filter) states(r io.Reader) ([]byte, error) {
-	dec := codec.NewDecoder(r, handle())
+	dec := codec.NewDecoder(r, handle)
 	var header stateHeader
 	if err := dec.Decode(&header); err != nil {
 		return nil, err
@@ -301,7 +302,7 @@ func (f *filter) states(r io.Reader) ([]byte, error) {
 	}
 	header.Nodes = len(pass)
 	clean := bytes.NewBuffer([]byte{msgPushPull})
-	enc := codec.NewEncoder(clean, new(codec.MsgpackHandle))
+	enc := codec.NewEncoder(clean, handle)
 	err := enc.Encode(&header)
 	for i := range pass {
 		err = errors.Join(err, enc.Encode(&pass[i]))

@@ -333,12 +333,11 @@ func FuzzReadBackup(f *testing.F) {
 	f.Add(image[:len(image)-1])
 	f.Add([]byte("text"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		alloctest.AtMost(t, 4*len(b)+4<<20, func() { // it reads by the megabyte
-			_, _ = journal.ReadBackup(bytes.NewReader(b), journal.BackupReader{Begin: func(journal.BackupInfo, []journal.Meta) error { return nil }, Records: func([]byte) error { return nil }})
-		})
-		records := int64(0)
-		begun := false
-		info, err := journal.ReadBackup(bytes.NewReader(b), journal.BackupReader{
+		var records int64
+		var begun bool
+		var info journal.BackupInfo
+		var err error
+		reader := journal.BackupReader{
 			Begin: func(info journal.BackupInfo, meta []journal.Meta) error {
 				begun = true
 				for _, e := range meta {
@@ -355,6 +354,10 @@ func FuzzReadBackup(f *testing.F) {
 				records += int64(len(r))
 				return nil
 			},
+		}
+		alloctest.AtMost(t, 4*len(b)+4<<20, func() { // it reads by the megabyte
+			records, begun = 0, false
+			info, err = journal.ReadBackup(bytes.NewReader(b), reader)
 		})
 		switch {
 		case err == nil && (!begun || info.Bytes != int64(len(b)) || info.Records*int64(info.RecordSize) != records):

@@ -1,6 +1,7 @@
 package journal_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/revokd/revokd/internal/alloctest"
 	"github.com/revokd/revokd/journal"
 )
 
@@ -291,4 +293,38 @@ func TestDamageFindsMutant(t *testing.T) {
 		}
 	}
 	t.Error("nobody noticed")
+}
+
+// FuzzDamage: a directory with one file that is cut or overwritten is never taken for a whole one and nothing in it is read wrongly; and with checksums
+// that are right it is read or refused, but without panic, for a bounded amount of memory.
+func FuzzDamage(f *testing.F) {
+	s := makeSpecimen(f, 8<<10)
+	files := s.files()
+	for i := range files {
+		f.Add(byte(i), uint16(40), uint16(0), []byte("damage"), false)
+		f.Add(byte(i), uint16(8), uint16(0), []byte{1}, true) // the length of a frame
+		f.Add(byte(i), uint16(0), uint16(20*i+1), []byte(nil), false)
+	}
+	f.Fuzz(func(t *testing.T, file byte, at, length uint16, patch []byte, sealed bool) {
+		name := files[int(file)%len(files)]
+		original := s.content(name)
+		b := slices.Clone(original)
+		if length > 0 {
+			b = b[:int(length-1)%(len(b)+1)]
+		}
+		copy(b[min(int(at), len(b)):], patch)
+		if sealed {
+			journal.Seal(b, recordSize)
+		}
+		var got outcome
+		var err error
+		alloctest.AtMost(t, 4<<20, func() { got, _, err = s.judge(s.with(name, b)) })
+		switch {
+		case sealed || bytes.Equal(b, original):
+		case got == whole:
+			t.Fatalf("%s: nobody notices", name)
+		case got == wrong, got == tornTail && name != files[len(files)-1]:
+			t.Fatalf("%s: %v", name, err)
+		}
+	})
 }

@@ -1,6 +1,23 @@
 package journal
 
-import "github.com/revokd/revokd/internal/faults"
+import (
+	"encoding/binary"
+
+	"github.com/revokd/revokd/internal/faults"
+)
+
+// Seal puts right the checksums of the frames in a file, as far as one leads to the next.
+func Seal(file []byte, recordSize int) {
+	for off := 0; ; {
+		h, err := parseHeader(file[off:], recordSize)
+		if err != nil || h.length > len(file)-off-headerSize {
+			return
+		}
+		frame := file[off : off+headerSize+h.length]
+		binary.LittleEndian.PutUint32(frame[28:], checksum(frame, int64(off)))
+		off += len(frame)
+	}
+}
 
 // WithMutant returns a configuration with a bug that the tests must notice. An unknown name is a panic: it would prove nothing.
 func WithMutant(cfg Config, name string) Config {

@@ -535,11 +535,8 @@ func (n *Node) readMeta(disk *restored) error {
 		n.setGuard(time.UnixMilli(n.onDisk.time))
 	}
 	if b, ok := n.journal.Get(metaPolicy); ok {
-		var earlier revocation.Policy
-		if err := json.Unmarshal(b, &earlier); err != nil {
-			return fmt.Errorf("the policy in the journal: %w", err)
-		}
-		if err := earlier.Validate(); err != nil {
+		earlier, err := revocation.ParsePolicy(b)
+		if err != nil {
 			return fmt.Errorf("the policy in the journal: %w", err)
 		}
 		n.onDisk.policy = b

@@ -1,6 +1,8 @@
 package revocation
 
 import (
+	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -68,6 +70,18 @@ type Policy struct {
 	Ceiling time.Duration // furthest ExpiresAt; default and at most 400 days
 	Default Settings      // of issuers that are not listed
 	Issuers map[string]Settings
+}
+
+// ParsePolicy reads a policy as encoding/json writes it, checks it and fills in defaults. Errors match [ErrInvalid].
+func ParsePolicy(b []byte) (Policy, error) {
+	var p Policy
+	if err := json.Unmarshal(b, &p); err != nil {
+		return Policy{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if err := p.Validate(); err != nil {
+		return Policy{}, err
+	}
+	return p, nil
 }
 
 // Validate checks p and fills in defaults. Errors are *FieldError.

@@ -201,10 +201,15 @@ func TestRingEncoding(t *testing.T) {
 func FuzzParseRing(f *testing.F) {
 	b, _ := NewRing(testKey).MarshalBinary()
 	f.Add(b)
+	f.Add(b[:len(b)-1])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := ParseRing(b)
-		wantAllocated(t, 0, func() { _, _ = ParseRing(b) })
+		var r Ring
+		var err error
+		wantAllocated(t, 0, func() { r, err = ParseRing(b) })
 		if err != nil {
+			if !errors.Is(err, ErrKey) || r != (Ring{}) {
+				t.Fatalf("%s, %v", r, err)
+			}
 			return
 		}
 		again, _ := r.MarshalBinary()

@@ -158,36 +158,52 @@ func (i *issuer) readAny(ctx context.Context) error {
 		}
 		i.changed = info.ModTime()
 	}
-	if b != nil {
-		var set jwkset.JWKSMarshal
-		if err := json.Unmarshal(b, &set); err != nil {
-			return invalid("keys", "malformed", "a JWK set (RFC 7517)")
+	if b == nil {
+		var err error
+		if b, err = i.fetch(ctx); err != nil {
+			return err
 		}
-		var jwks []jwkset.JWK
-		for _, m := range set.Keys {
-			k, err := jwkset.NewJWKFromMarshal(m, jwkset.JWKMarshalOptions{Private: true}, jwkset.JWKValidateOptions{})
-			if errors.Is(err, jwkset.ErrUnsupportedKey) {
-				continue
-			}
-			if err != nil {
-				return invalid("keys", "malformed", "valid keys of a JWK set (RFC 7517)")
-			}
-			jwks = append(jwks, k)
-		}
-		return i.keep(jwks)
 	}
-	jwks, err := i.fetch(ctx)
+	jwks, err := parseKeySet(b)
 	if err != nil {
 		return err
 	}
 	return i.keep(jwks)
 }
 
+// parseKeySet reads a JWK set, without the keys of types that nobody here knows. Keys are counted before they are decoded: an empty one of three bytes takes
+// four hundred in memory.
+func parseKeySet(b []byte) ([]jwkset.JWK, error) {
+	var set struct {
+		Keys []json.RawMessage `json:"keys"`
+	}
+	if err := json.Unmarshal(b, &set); err != nil {
+		return nil, invalid("keys", "malformed", "a JWK set (RFC 7517)")
+	}
+	if len(set.Keys) > maxKeys {
+		return nil, invalid("keys", "too_large", fmt.Sprintf("at most %d keys", maxKeys))
+	}
+	var jwks []jwkset.JWK
+	for _, raw := range set.Keys {
+		var m jwkset.JWKMarshal
+		err := json.Unmarshal(raw, &m)
+		var k jwkset.JWK
+		if err == nil {
+			k, err = jwkset.NewJWKFromMarshal(m, jwkset.JWKMarshalOptions{Private: true}, jwkset.JWKValidateOptions{})
+		}
+		if errors.Is(err, jwkset.ErrUnsupportedKey) {
+			continue
+		}
+		if err != nil {
+			return nil, invalid("keys", "malformed", "valid keys of a JWK set (RFC 7517)")
+		}
+		jwks = append(jwks, k)
+	}
+	return jwks, nil
+}
+
 // keep takes over a set that has at least one usable key.
 func (i *issuer) keep(jwks []jwkset.JWK) error {
-	if len(jwks) > maxKeys {
-		return invalid("keys", "too_large", fmt.Sprintf("at most %d keys", maxKeys))
-	}
 	var keys []key
 	for _, j := range jwks {
 		m := j.Marshal()
@@ -233,46 +249,55 @@ func publicKey(k any) any {
 }
 
 // fetch gets the set over the network, once.
-func (i *issuer) fetch(ctx context.Context) ([]jwkset.JWK, error) {
+func (i *issuer) fetch(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	url := i.JWKSURL
 	if i.Discovery {
 		var err error
 		if url, err = i.discover(ctx); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("discovery: %w", err)
 		}
 	}
-	set, err := jwkset.NewStorageFromHTTP(url, jwkset.HTTPClientStorageOptions{Client: i.client, Ctx: ctx, HTTPTimeout: fetchTimeout})
+	b, err := i.get(ctx, url)
 	if err != nil {
 		return nil, fmt.Errorf("fetch the key set: %w", err)
 	}
-	return set.KeyReadAll(ctx)
+	return b, nil
+}
+
+// get gets a document; what is beyond the limit of [keyClient] is cut off.
+func (i *issuer) get(ctx context.Context, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := i.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("status %d", resp.StatusCode)
+	}
+	return io.ReadAll(resp.Body)
 }
 
 // discover asks the issuer where its keys are (OpenID Connect Discovery 1.0, section 4).
 func (i *issuer) discover(ctx context.Context) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(i.Name, "/")+"/.well-known/openid-configuration", nil)
+	b, err := i.get(ctx, strings.TrimSuffix(i.Name, "/")+"/.well-known/openid-configuration")
 	if err != nil {
-		return "", fmt.Errorf("discovery: %w", err)
-	}
-	resp, err := i.client.Do(req)
-	if err != nil {
-		return "", fmt.Errorf("discovery: %w", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("discovery: status %d", resp.StatusCode)
+		return "", err
 	}
 	var doc struct {
 		Issuer  string `json:"issuer"`
 		JWKSURI string `json:"jwks_uri"`
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&doc); err != nil {
-		return "", errors.New("discovery: the document is not JSON, or too large")
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return "", errors.New("the document is not JSON, or too large")
 	}
 	if doc.Issuer != i.Name {
-		return "", errors.New("discovery: the document is that of another issuer")
+		return "", errors.New("the document is that of another issuer")
 	}
 	return doc.JWKSURI, safeURL("jwks_uri", doc.JWKSURI)
 }

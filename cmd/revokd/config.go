@@ -106,17 +106,22 @@ func (s *settings) set(f *pflag.Flag, source string, values []string) error {
 	return nil
 }
 
-// file reads a configuration file: one mapping in YAML, from the names of flags to their values. Each key must be a flag, once.
+// file reads a configuration file.
 func (s *settings) file(cmd *cobra.Command, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return errors.Unwrap(err) // without the path, which the caller names
 	}
 	defer f.Close()
-	limited := &io.LimitedReader{R: f, N: maxConfigFile + 1}
+	return s.read(cmd, path, f)
+}
+
+// read reads what the file of a path holds: one mapping in YAML, from the names of flags to their values. Each key must be a flag, once.
+func (s *settings) read(cmd *cobra.Command, path string, r io.Reader) error {
+	limited := &io.LimitedReader{R: r, N: maxConfigFile + 1}
 	decoder := yaml.NewDecoder(limited)
 	var document yaml.Node
-	err = decoder.Decode(&document)
+	err := decoder.Decode(&document)
 	if err == nil {
 		if next := decoder.Decode(new(yaml.Node)); !errors.Is(next, io.EOF) {
 			err = errors.New("one document, and no more")

@@ -61,8 +61,9 @@ func FuzzCalls(f *testing.F) {
 		r.Header.Set("Content-Type", content)
 		w := httptest.NewRecorder()
 		spent := alloctest.Bytes(func() { fx.server.handle(w, r) })
-		// A Struct is the worst: two bytes of it become a value of a hundred. And a thousand items have a thousand errors, and a line of the audit each.
-		if spent > 5<<20+uint64(len(body))*100 {
+		// A Struct is the worst: two bytes of it become a value of a hundred. And a thousand items have a thousand errors, and a line of the audit each. A call is made
+		// once, so there is room for what the node does beside it.
+		if spent > 5<<20+64<<10+uint64(len(body))*100 {
 			t.Errorf("%s: %d bytes allocated for %d", name, spent, len(body))
 		}
 		answer, err := io.ReadAll(w.Result().Body)

@@ -9,8 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/revokd/revokd/internal/alloctest"
 	"github.com/revokd/revokd/internal/devissuer"
 	"github.com/revokd/revokd/revocation"
+	"github.com/revokd/revokd/token"
 )
 
 func TestDevIdentitySurvives(t *testing.T) {
@@ -186,4 +188,25 @@ func TestReadIssuers(t *testing.T) {
 			t.Errorf("%s: %v, want %q", text, err, want)
 		}
 	}
+}
+
+func FuzzIssuers(f *testing.F) {
+	for _, seed := range []string{
+		`{"issuers":[{"issuer":"https://a.example","keys_file":"k.json","max_token_lifetime":"15m","skew":"2s","algorithms":["EdDSA"]},{"issuer":"b","discovery":true}]}`, ``, `{}`, `{"issuers":[{}]} {}`, `{"issuers":[{"skew":5}]}`, `{"issuers":[null,{}]}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var issuers []token.Issuer
+		var err error
+		alloctest.AtMost(t, 400*len(b)+64<<10, func() { issuers, err = parseIssuers(b, "/etc/revokd/issuers.json") }) // an issuer of three bytes is one of 200, twice
+		if (len(issuers) == 0) == (err == nil) {
+			t.Fatalf("%d issuers, %v", len(issuers), err)
+		}
+		for _, i := range issuers {
+			if i.KeysFile != "" && !filepath.IsAbs(i.KeysFile) {
+				t.Fatalf("keys in %q, wherever that is", i.KeysFile)
+			}
+		}
+	})
 }

@@ -53,6 +53,11 @@ func readIssuers(path string) ([]token.Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseIssuers(b, path)
+}
+
+// parseIssuers reads what the file of a path holds.
+func parseIssuers(b []byte, path string) ([]token.Issuer, error) {
 	var file issuersFile
 	if err := strictJSON(b, &file); err != nil {
 		return nil, fmt.Errorf("%s: malformed: %w", path, err)

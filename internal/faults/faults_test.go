@@ -65,8 +65,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("mutant=no-fsync,no-fsync"))
 	f.Add([]byte("clock=1h\nclock=2h"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := Parse(b)
-		alloctest.AtMost(t, 40*min(len(b), MaxFile)+16<<10, func() { _, _ = Parse(b) })
+		var s Settings
+		var err error
+		alloctest.AtMost(t, 40*min(len(b), MaxFile)+16<<10, func() { s, err = Parse(b) })
 		if err != nil {
 			if !errors.Is(err, ErrSettings) {
 				t.Fatalf("error without its sentinel: %v", err)

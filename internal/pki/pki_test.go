@@ -26,6 +26,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"go.uber.org/goleak"
 
+	"github.com/revokd/revokd/internal/alloctest"
 	"github.com/revokd/revokd/internal/clock/clocktest"
 )
 
@@ -775,4 +776,52 @@ func TestRun(t *testing.T) {
 	if log.count("BEGIN")+log.count("MIG") != 0 {
 		t.Error("the log quotes a key")
 	}
+}
+
+// FuzzIdentity: a URI is an identity only in the one way in which it is written.
+func FuzzIdentity(f *testing.F) {
+	for _, uri := range []string{"revokd://prod/node/n1", "revokd://p-1/subscriber+writer/Login.App", "revokd://u@prod/node/n1", "revokd://prod/node/n%31", "revokd:prod/node/n1", "https://prod/node/n1", "revokd://prod/node/n1?"} {
+		f.Add(uri)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		u, err := url.Parse(text)
+		if err != nil {
+			return // x509 refuses it
+		}
+		var id Identity
+		alloctest.AtMost(t, 40*len(text)+16<<10, func() { id, err = identityOf(&x509.Certificate{URIs: []*url.URL{u}}) })
+		switch {
+		case err != nil && (!errors.Is(err, ErrNoIdentity) || id != Identity{}):
+			t.Fatalf("%+v, %v", id, err)
+		case err == nil && (id.String() != u.String() || id.validate() != nil):
+			t.Fatalf("%q is taken for %s", text, id)
+		}
+	})
+}
+
+// FuzzCertificates: a file of certificates, or one as its bytes, is refused or has at least one, with at most one identity.
+func FuzzCertificates(f *testing.F) {
+	der := made(f, nil, nil, func(*x509.Certificate) {}).Certificate[0]
+	file := pem.EncodeToMemory(&pem.Block{Type: pemCert, Bytes: der})
+	f.Add(der, true)
+	f.Add(der[:len(der)-1], true)
+	f.Add(file, false)
+	f.Add(append(bytes.Clone(file), file...), false)
+	f.Add([]byte("-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"), false)
+	f.Fuzz(func(t *testing.T, b []byte, bare bool) {
+		if bare {
+			b = pem.EncodeToMemory(&pem.Block{Type: pemCert, Bytes: b})
+		}
+		var certs []*x509.Certificate
+		var err error
+		alloctest.AtMost(t, 100*len(b)+64<<10, func() { certs, err = parseCerts(b) })
+		if (len(certs) == 0) == (err == nil) || err != nil && !errors.Is(err, ErrFile) {
+			t.Fatalf("%d certificates, %v", len(certs), err)
+		}
+		for _, c := range certs {
+			if id, err := identityOf(c); (err == nil) != (id.validate() == nil) || err != nil && !errors.Is(err, ErrNoIdentity) {
+				t.Fatalf("%+v, %v", id, err)
+			}
+		}
+	})
 }

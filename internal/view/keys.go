@@ -31,7 +31,10 @@ func ParseKeys(b []byte) (Keys, error) {
 		return Keys{}, fmt.Errorf("%w: malformed", revocation.ErrKey)
 	}
 	ring, err := revocation.ParseRing(b[6 : 6+int(b[5])])
-	return Keys{ring, binary.BigEndian.Uint32(b[1:])}, err
+	if err != nil {
+		return Keys{}, err
+	}
+	return Keys{ring, binary.BigEndian.Uint32(b[1:])}, nil
 }
 
 // KeysOf returns what is to be told about the keys of a table.

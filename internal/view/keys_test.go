@@ -1,10 +1,12 @@
 package view
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"testing"
 
+	"github.com/revokd/revokd/internal/alloctest"
 	"github.com/revokd/revokd/revocation"
 	"github.com/revokd/revokd/ttlstore"
 )
@@ -61,4 +63,22 @@ func TestKeysOf(t *testing.T) {
 	if got := KeysOf(empty); got.LiveUntil != 0 || !got.Ring.Single() {
 		t.Errorf("%+v", got)
 	}
+}
+
+func FuzzParseKeys(f *testing.F) {
+	b := Keys{revocation.NewRing(revocation.Key{1}), 5}.Append(nil)
+	f.Add(b)
+	f.Add(append(slices.Clone(b), 1))
+	f.Add(b[:len(b)-1])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var k Keys
+		var err error
+		alloctest.AtMost(t, 4<<10, func() { k, err = ParseKeys(b) })
+		switch {
+		case err != nil && (!errors.Is(err, revocation.ErrKey) || k != Keys{}):
+			t.Fatalf("%+v, %v", k, err)
+		case err == nil && !bytes.HasPrefix(b, k.Append(nil)):
+			t.Fatalf("%x becomes %x", b, k.Append(nil))
+		}
+	})
 }

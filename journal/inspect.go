@@ -159,7 +159,11 @@ func (m *image) origin(d directory, s segment) (prev, error) {
 		return prev{}, err
 	}
 	defer file.Close()
-	sc := &scanner{file: file, limit: s.end, segment: s.seq, recordSize: m.format.recordSize}
+	size, err := file.Size()
+	if err != nil {
+		return prev{}, err
+	}
+	sc := &scanner{file: file, limit: min(s.end, size), segment: s.seq, recordSize: m.format.recordSize}
 	f, ok := sc.first()
 	if !ok || f.typ != frameHead {
 		return prev{}, errors.Join(errors.New("its head cannot be read"), sc.failed)

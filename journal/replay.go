@@ -127,9 +127,21 @@ func (d directory) read(s source, recordSize int, buf *[]byte, fn func(off int64
 
 // readFile is read for a file that is open.
 func readFile(file File, s source, recordSize int, buf *[]byte, fn func(off int64, f frame) error) ([]Damage, error) {
-	sc := &scanner{file: file, limit: s.length, segment: s.id, recordSize: recordSize, buf: (*buf)[:0]}
+	size, err := file.Size()
+	if err != nil {
+		return nil, err
+	}
+	sc := &scanner{file: file, limit: min(s.length, size), segment: s.id, recordSize: recordSize, buf: (*buf)[:0]}
 	gaps, err := sc.scan(fn)
 	*buf = sc.buf
+	if size < s.length { // what is not there needs no search, which would take years for a length that is wrong
+		rest := gap{offset: size, bytes: s.length - size, tail: true}
+		if n := len(gaps); n > 0 && gaps[n-1].tail {
+			rest.offset, rest.bytes, rest.err = gaps[n-1].offset, s.length-gaps[n-1].offset, gaps[n-1].err
+			gaps = gaps[:n-1]
+		}
+		gaps = append(gaps, rest)
+	}
 	var damage []Damage
 	for _, g := range gaps {
 		damage = append(damage, *damageOf(s.name, g, recordSize))

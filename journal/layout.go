@@ -167,7 +167,7 @@ type expFile struct {
 func (f expFile) name() string { return fmt.Sprintf("%c-%d-%d%s", f.unit, f.index, f.id, expSuffix) }
 
 func parseExpName(name string) (expFile, bool) {
-	parts := strings.Split(strings.TrimSuffix(name, expSuffix), "-")
+	parts := strings.SplitN(strings.TrimSuffix(name, expSuffix), "-", 4)
 	if len(parts) != 3 || len(parts[0]) != 1 {
 		return expFile{}, false
 	}

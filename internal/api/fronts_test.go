@@ -2,10 +2,10 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"sync"
 	"testing"
 	"time"
 
@@ -60,7 +60,7 @@ type fronts struct {
 	node  *node.Node
 	clock *clocktest.Fake
 	list  []front
-	stop  func()
+	stop  func() error
 }
 
 func newFronts(t testing.TB) *fronts {
@@ -82,12 +82,8 @@ func newFronts(t testing.TB) *fronts {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() {
-		if err := f.node.Run(ctx); err != nil {
-			t.Errorf("node: %v", err)
-		}
-	})
+	ran := make(chan error, 1)
+	go func() { ran <- f.node.Run(ctx) }()
 	eventually(t, "the node is ready", func() bool { return len(f.node.Ready()) == 0 })
 	caller := &http.Client{Transport: direct{s.handle}}
 	for _, by := range []struct {
@@ -96,12 +92,9 @@ func newFronts(t testing.TB) *fronts {
 	}{{"connect", nil}, {"json", []connect.ClientOption{connect.WithProtoJSON()}}, {"grpc", []connect.ClientOption{connect.WithGRPC()}}, {"grpc-web", []connect.ClientOption{connect.WithGRPCWeb()}}} {
 		f.list = append(f.list, front{by.name, revokdv1connect.NewRevocationServiceClient(caller, "http://localhost", by.options...)})
 	}
-	f.stop = func() {
+	f.stop = func() error {
 		cancel()
-		running.Wait()
-		if err := f.node.Close(); err != nil {
-			t.Errorf("Close: %v", err)
-		}
+		return errors.Join(<-ran, f.node.Close())
 	}
 	return f
 }
@@ -389,10 +382,16 @@ func FuzzFronts(f *testing.F) {
 	}
 	w := newFronts(f)
 	programs := 0
-	f.Cleanup(func() { w.stop() })
+	f.Cleanup(func() {
+		if err := w.stop(); err != nil {
+			f.Error(err)
+		}
+	})
 	f.Fuzz(func(t *testing.T, program []byte) {
 		if programs++; programs%renewFronts == 0 {
-			w.stop()
+			if err := w.stop(); err != nil {
+				t.Error(err)
+			}
 			w = newFronts(t)
 		}
 		p := &frontProgram{T: t, fronts: w, id: fmt.Sprint(programs), model: frontModel{

@@ -54,6 +54,10 @@ crashes: ## every crash of recorded histories of the journal, FACTOR times as ma
 partitions: ## a cluster in network namespaces: cuts and loss, REVOKD_PARTITION_SECONDS each (default 60); root, iproute2, nftables
 	REVOKD_PARTITION_SECONDS=$${REVOKD_PARTITION_SECONDS:-60} go test -count=1 -timeout 20m -run 'TestPartition|TestStrangers' -v ./internal/e2e
 
+.PHONY: figures
+figures: ## five fsyncing processes: 10 000 revocations a second for a minute until all have them, and a million in one stream with single ones beside it
+	REVOKD_FIGURES_RATE=10000 REVOKD_FIGURES_SECONDS=60 go test -count=1 -timeout 20m -run '^Test(Propagation|BulkBesideSingles)$$' -v ./internal/e2e
+
 .PHONY: hostile
 hostile: ## every port attacked while others use it
 	go test -count=1 -timeout 5m -run '^TestHostile$$' -v ./internal/e2e

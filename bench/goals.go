@@ -90,6 +90,8 @@ func goals() []goal {
 		goal{what: "1 M by claims in one stream, on all 5", figure: [3]string{"mass", "revokd, one stream", "everywhere"}, unit: "s", limit: 5, hint: hintBulk},
 		goal{what: "single ones beside it: p99 after the ack", figure: [3]string{"mass", "revokd, one stream", "beside after ack p99"}, unit: "ms", limit: 10, hint: hintBulk},
 		goal{what: "1 M in one process without disk", figure: [3]string{"micro/node", "Bulk/beside=false", "s-everywhere"}, unit: "s", limit: 1.5, hint: hintBulk},
+		goal{what: "missed 100 of 10 M, from the log: bytes", figure: [3]string{"micro/node", "Difference/missing=100/log", "bytes"}, unit: "bytes", limit: 8192, hint: "both peers push what is new, so that half of it may come twice (ADR 5)"},
+		goal{what: "the same: time", figure: [3]string{"micro/node", "Difference/missing=100/log", "ms-level"}, unit: "ms", limit: 150, hint: hintCatchUp},
 		goal{what: "missed 100 of 10 M, by scan: bytes", figure: [3]string{"micro/node", "Difference/missing=100/scan", "bytes"}, unit: "bytes", limit: 8192, hint: hintCatchUp},
 		goal{what: "the same: time", figure: [3]string{"micro/node", "Difference/missing=100/scan", "ms-level"}, unit: "ms", limit: 150, hint: hintCatchUp},
 		goal{what: "missed 1 M of 10 M, from the log: bytes over theirs", figure: [3]string{"micro/node", "Difference/missing=1000000/log", "bytes/size"}, unit: "x", limit: 1.05, hint: hintCatchUp},

@@ -116,6 +116,8 @@ func (r *Replica) runAudit() {
 	}
 }
 
+func (r *Replica) horizon() uint32 { return uint32(max(0, r.now.Guarded/1000)) + auditAhead }
+
 // beginAudit picks the peer whose last audit is longest ago.
 func (r *Replica) beginAudit() {
 	r.auditAt = r.now.Mono + r.cfg.AuditEvery + time.Duration(r.cfg.Random()%uint64(r.cfg.AuditEvery/4+1))
@@ -128,9 +130,12 @@ func (r *Replica) beginAudit() {
 	if best == nil {
 		return
 	}
+	if r.without("audit-level") && slices.ContainsFunc(r.reg.list, func(o *origin) bool { return o != nil && o.applied != at(best.applied, o.Index) }) {
+		return
+	}
 	best.auditAt = r.now.Mono
 	best.probeID++
-	s := &sums{id: best.probeID, peer: best, horizon: uint32(max(0, r.now.Guarded/1000)) + auditAhead, began: r.now.Mono}
+	s := &sums{id: best.probeID, peer: best, horizon: r.horizon(), began: r.now.Mono}
 	s.cut = make([]uint64, len(r.reg.list))
 	for i, o := range r.reg.list {
 		if o != nil {
@@ -174,7 +179,7 @@ func (r *Replica) receiveAudit(p *peer, f *reader) {
 	id, horizon := f.uint(), uint32(f.limited(1<<32-1))
 	s := r.served
 	switch {
-	case r.cfg.Client || r.cfg.AuditEvery < 0:
+	case r.cfg.Client || r.cfg.AuditEvery < 0, horizon != r.horizon() && r.without("audit-horizon"):
 		return
 	case s == nil:
 		if s = r.spare; s == nil {

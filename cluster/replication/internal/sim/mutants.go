@@ -29,6 +29,8 @@ var Mutants = map[string]string{
 	"vector-before-records": "the vector is on disk before its records",
 	"vector-over-refused":   "the vector on disk rises over what the disk has refused",
 	"ack-applied":           "what a voter has in memory counts as acknowledged",
+	"audit-level":           "sums are compared with who holds just the same only",
+	"audit-horizon":         "sums are compared with who has the same horizon only",
 	"no-audit":              "nobody compares sums",
 	// Votes and views
 	"silent-votes":         "a voter that lost its disk goes on voting",

@@ -110,6 +110,7 @@ func (c *Config) validate() (bind, advertise netip.AddrPort, err error) {
 var (
 	ErrRan        = errors.New("cluster: Run was called before")
 	ErrNotRunning = errors.New("cluster: not running")
+	ErrPresent    = errors.New("cluster: the member is alive")
 )
 
 // Members is this node's part in the cluster. See the package comment.
@@ -355,6 +356,10 @@ func (m *Members) Leave(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
+
+// Forget makes a member that is dead count as [Left]: it is gone for good, and nobody asks it to join any more. If it comes back all the same it is a member again, like
+// everybody who returns. One that is not listed is no error; one that is alive or suspected is [ErrPresent]. It concerns this node only.
+func (m *Members) Forget(name string) error { return m.table.forget(name) }
 
 // InstallKey adds a key to the ring of this node, which from then on opens what is sealed with it. It returns the key's id.
 func (m *Members) InstallKey(key []byte) (string, error) { return m.ring.install(key) }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -456,5 +457,53 @@ func TestTenMinutesAway(t *testing.T) {
 			s.net.setCut(func(string, string) bool { return false })
 			s.within(10*time.Second, "back", func() string { return complete(nodes) })
 		}
+	})
+}
+
+// Who is dead and forgotten has left, here: nobody looks for it any more. Who comes back is alive again.
+func TestForget(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *sim) {
+		file := filepath.Join(t.TempDir(), "peers")
+		a := s.start("a", simAddr(0), nil, func(c *Config) { c.PeersFile = file })
+		b := s.start("b", simAddr(1), []string{simAddr(0)})
+		c := s.start("c", simAddr(2), []string{simAddr(0)})
+		s.within(10*time.Second, "all members", func() string { return complete(s.nodes) })
+		forget := func(name string, want error) {
+			t.Helper()
+			if err := a.Forget(name); !errors.Is(err, want) {
+				t.Errorf("forget %s: %v, want %v", name, err, want)
+			}
+		}
+		is := func(n *simNode, want Status) {
+			t.Helper()
+			s.within(time.Minute, fmt.Sprint("c is ", want, " for ", n.cfg.Name), func() string {
+				if got := status(n.Members, "c"); got != want {
+					return fmt.Sprint("it is ", got)
+				}
+				return ""
+			})
+		}
+		forget("a", ErrPresent)
+		forget("c", ErrPresent)
+		forget("nobody", nil)
+		s.kill(c)
+		is(a, Suspect)
+		forget("c", ErrPresent)
+		is(a, Dead)
+		is(b, Dead)
+		forget("c", nil)
+		forget("c", nil)
+		is(a, Left)
+		is(b, Dead) // each for itself
+		time.Sleep(settleFor + 10*time.Second)
+		tried := a.Stats().Joins
+		time.Sleep(10 * time.Minute)
+		is(a, Left)
+		if text, err := os.ReadFile(file); err != nil || string(text) != b.addr+" b\n" || a.Stats().Joins != tried {
+			t.Errorf("%q, %v, %d more joins; want b only, and nobody asked", text, err, a.Stats().Joins-tried)
+		}
+		s.nodes = s.nodes[:2]
+		s.start("c", simAddr(3), []string{simAddr(1)})
+		s.within(10*time.Second, "it is back", func() string { return complete(s.nodes) })
 	})
 }

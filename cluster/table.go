@@ -227,8 +227,24 @@ func (t *table) NotifyLeave(n *memberlist.Node) {
 	if e.saidLeft && e.left >= e.alive {
 		e.Status = Left
 	}
-	t.forget()
+	t.trim()
 	t.notice()
+}
+
+// forget makes a member that is dead one that has left.
+func (t *table) forget(name string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.members[name]
+	switch {
+	case e == nil || e.Status == Left:
+		return nil
+	case e.Status == Alive:
+		return ErrPresent
+	}
+	e.Status, e.Since = Left, t.clock.Now()
+	t.notice()
+	return nil
 }
 
 // unsettled says whether a member came or went less than d ago.
@@ -238,8 +254,8 @@ func (t *table) unsettled(d time.Duration) bool {
 	return t.clock.Mono()-t.moved < d
 }
 
-// forget drops those longest gone. Called with mu held.
-func (t *table) forget() {
+// trim drops those longest gone. Called with mu held.
+func (t *table) trim() {
 	var gone []*entry
 	for _, e := range t.members {
 		if e.Status != Alive {

@@ -63,7 +63,7 @@ not talked to from then on: upgrade everybody first, clients too.`,
 		Use:   "drop ID",
 		Short: "Take a key away of which no revocation is live",
 		Long: `Take a key away of which no revocation is live. It is refused while any node may have one, and while a member does not answer, because that could have one:
-bring it back, or have it leave. A block or unblock keeps its key for 400 days.`,
+bring it back, or have it forgotten if it is gone for good ("revokd members forget"). A block or unblock keeps its key for 400 days.`,
 		Example: `  revokd keys fingerprint drop 9b1c0d2e3f405162`,
 	}
 	c.fingerprintCall(drop, func(id string) *revokdv1.FingerprintKeysRequest {

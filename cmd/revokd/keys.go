@@ -23,13 +23,15 @@ func (c *cli) keysCommand() *cobra.Command {
 		Long: `Show and rotate the keys that seal gossip (those under which revocations are stored: "revokd keys fingerprint"). A node opens what any key of its ring has sealed, and seals with the first one.
 Whoever has such a key can pretend to be a member; it opens no revocation: those travel over other connections.
 
-A key is rotated on all nodes at once, in three commands, each when the one before has reached every node:
+A key is rotated on all nodes at once, in three commands; the second and the third ask every node first, and change nothing while one lacks the key, seals with the one
+to be removed, or does not answer:
 
   revokd keys install          a new key, which from then on every node can open
   revokd keys use ID           every node seals with it
   revokd keys remove ID        nobody opens the old one any more
 
-A node that was away meanwhile has to be told by itself, with --local and its address (--addr). The first keys come from "revokd keys
+A node that is dead holds that up: bring it back, or say that it is gone for good ("revokd members forget"). One that was away meanwhile has to be told by itself, with
+--local and its address (--addr). The first keys come from "revokd keys
 generate". A node keeps its ring in its data directory (gossip.keys); once that is there, --gossip-key-file is not read any more.`,
 		Example: `  revokd keys generate >gossip.key         # for --gossip-key-file of the first nodes
   revokd keys list`,
@@ -231,8 +233,8 @@ func (c *cli) keysUseCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "use ID",
 		Short: "Make all nodes seal with a key that they have",
-		Long: `Make all nodes seal with a key that they have. Unless every node has it and answers, the node that is asked goes on with its own key: what it
-sent would not be understood everywhere.`,
+		Long: `Make all nodes seal with a key that they have. Nothing is changed unless every node has it and answers: what is sealed with it would not be
+understood everywhere.`,
 		Example: `  revokd keys use 0f3a5c77d1e2b490`,
 	}
 	c.keysCall(cmd, "use", func(id string) *revokdv1.GossipKeysRequest {
@@ -245,7 +247,8 @@ func (c *cli) keysRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove ID",
 		Short: "Take a key from all nodes",
-		Long:  `Take a key from all nodes. The one that they seal with cannot be removed: use another one first.`,
+		Long: `Take a key from all nodes. Nothing is changed while one of them seals with it, or does not answer: use another one first. It may have been
+removed from some already.`,
 		Example: `  revokd keys use 0f3a5c77d1e2b490
   revokd keys remove 9b1c0d2e3f405162`,
 	}

@@ -17,7 +17,7 @@ import (
 func (c *cli) membersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "members",
-		Short: "List the nodes of the cluster as one node sees them",
+		Short: "List the nodes of the cluster as one node sees them, or forget a dead one",
 		Long: `List the nodes of the cluster as the node sees that is asked.
 
 STATUS is what gossip says: alive, suspect, dead, left. STATE is what the other says of itself: starting, replaying, syncing, ready, leaving.
@@ -28,6 +28,7 @@ VIEW is how old this node's view of the other is; AUDIT is how long ago sums ove
 LAG is how long revocations made here took until the other said that it holds them, the way back included: upper bounds of half of
 them and of 99 in 100. There is none until somebody revokes here: an idle link is judged by RTT, over the same session, and VIEW.`,
 		Example: `  revokd members
+  revokd members forget n3             # it is gone for good
   revokd members --output json | jq '.members[] | select(.status != "alive") | .name'`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -39,6 +40,38 @@ them and of 99 in 100. There is none until somebody revokes here: an idle link i
 		},
 	}
 	c.clientFlags(cmd)
+	cmd.AddCommand(c.forgetCommand())
+	return cmd
+}
+
+func (c *cli) forgetCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "forget NAME",
+		Short: "Say that a dead node is gone for good",
+		Long: `Say that a dead node is gone for good: for all nodes that are alive it counts as one that has left. Nobody asks it to join any more, and keys of gossip and of
+fingerprints are changed without it, which else waits for it.
+
+Nothing is done if it is alive or connected for any node, if a node does not answer, or while it is a voter: remove it from the voters first. If it comes back all the
+same it is a member again, but without the keys that it has missed; so give it an empty data directory and the gossip key in use.`,
+		Example:           `  revokd voters remove n3 && revokd members forget n3`,
+		Args:              arguments(1, 1, "the name of one node, as revokd members lists it"),
+		ValidArgsFunction: c.completeMembers,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			svc, err := c.clusterService()
+			if err != nil {
+				return err
+			}
+			res, err := call(cmd.Context(), c, svc.Forget, &revokdv1.ForgetRequest{Name: args[0]})
+			if err != nil {
+				return err
+			}
+			return c.print(res, func(w io.Writer) {
+				fmt.Fprintf(w, "%s counts as left on %s\n", args[0], strings.Join(res.GetNodes(), ", "))
+			})
+		},
+	}
+	c.clientFlags(cmd)
+	c.patient(cmd)
 	return cmd
 }
 

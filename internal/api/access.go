@@ -60,7 +60,8 @@ var access = map[string][]pki.Role{
 	revokdv1connect.ClusterServiceJoinProcedure:            admins,
 	revokdv1connect.ClusterServiceLeaveProcedure:           admins,
 	revokdv1connect.ClusterServiceChangeVotersProcedure:    admins,
-	revokdv1connect.ClusterServiceGossipKeysProcedure:      adminsNodes, // a node carries an admin's change to the others
+	revokdv1connect.ClusterServiceForgetProcedure:          adminsNodes, // a node carries an admin's change to the others
+	revokdv1connect.ClusterServiceGossipKeysProcedure:      adminsNodes, // the same
 	revokdv1connect.ClusterServiceFingerprintKeysProcedure: admins,
 	backupPath: admins,
 

@@ -277,6 +277,8 @@ func (t *trail) change(e *audit.Event, request any) {
 		e.Change, e.Name = "join", strings.Join(m.GetAddresses(), ",")
 	case *revokdv1.LeaveRequest:
 		e.Change = "leave"
+	case *revokdv1.ForgetRequest:
+		e.Change, e.Name = "forget", m.GetName()
 	case *revokdv1.ChangeVotersRequest:
 		switch c := m.GetChange().(type) {
 		case *revokdv1.ChangeVotersRequest_Add:
@@ -375,7 +377,7 @@ func isAudited(procedure string) bool {
 	case revokdv1connect.RevocationServiceRevokeProcedure, revokdv1connect.RevocationServiceRevokeBatchProcedure, streamProcedure,
 		revokdv1connect.RevocationServiceRehearseProcedure,
 		revokdv1connect.RevocationServiceBlockProcedure, revokdv1connect.RevocationServiceUnblockProcedure,
-		revokdv1connect.ClusterServiceJoinProcedure, revokdv1connect.ClusterServiceLeaveProcedure,
+		revokdv1connect.ClusterServiceJoinProcedure, revokdv1connect.ClusterServiceLeaveProcedure, revokdv1connect.ClusterServiceForgetProcedure,
 		revokdv1connect.ClusterServiceChangeVotersProcedure, revokdv1connect.ClusterServiceGossipKeysProcedure,
 		revokdv1connect.ClusterServiceFingerprintKeysProcedure, backupPath:
 		return true

@@ -138,6 +138,9 @@ func TestAuditOfCluster(t *testing.T) {
 	if _, err := service.Join(t.Context(), connect.NewRequest(&revokdv1.JoinRequest{Addresses: []string{"127.0.0.1:9"}})); err != nil {
 		t.Error(err)
 	}
+	if _, err := service.Forget(t.Context(), connect.NewRequest(&revokdv1.ForgetRequest{Name: "n1"})); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Error(err)
+	}
 	var got []string
 	for _, l := range f.auditOf("cluster") {
 		kind := ""
@@ -150,6 +153,7 @@ func TestAuditOfCluster(t *testing.T) {
 		"ChangeVoters add n1 done ", "ChangeVoters remove n1 refused voters", "ChangeVoters accept_loss n7 refused voters",
 		"GossipKeys install " + cluster.KeyID(make([]byte, 32)) + " refused no_cluster",
 		"FingerprintKeys add <nil> done ", "FingerprintKeys use " + first.GetId() + " refused conflict", "Join join 127.0.0.1:9 done ",
+		"Forget forget n1 refused member",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)

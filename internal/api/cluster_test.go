@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -9,6 +10,8 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/revokd/revokd/cluster"
+	"github.com/revokd/revokd/cluster/voters"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 )
@@ -91,5 +94,71 @@ func TestStatusOfReplication(t *testing.T) {
 	_, err = revokdv1connect.NewClusterServiceClient(lone.http, lone.url).Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
 	if got := lone.connectError(err); got.detail.GetKind() != "no_cluster" {
 		t.Errorf("%v", got)
+	}
+}
+
+// A key is used when all have it, and removed when nobody seals with it; who does not answer may lack it, or seal with it.
+func TestMayChangeGossipKeys(t *testing.T) {
+	ring := func(node string, ids ...string) *revokdv1.GossipKeysResponse_NodeKeys {
+		return &revokdv1.GossipKeysResponse_NodeKeys{Node: node, Ids: ids}
+	}
+	silent := &revokdv1.GossipKeysResponse_NodeKeys{Node: "n3", Error: "refused"}
+	type rings = []*revokdv1.GossipKeysResponse_NodeKeys
+	for name, c := range map[string]struct {
+		rings       rings
+		use, remove string // why not
+	}{
+		"all have it and nobody uses it": {rings{ring("n1", "old", "new"), ring("n2", "old", "new")}, "", ""},
+		"one uses it":                    {rings{ring("n1", "new", "old"), ring("n2", "old", "new")}, "", "n1 seals with it"},
+		"all use it":                     {rings{ring("n1", "new"), ring("n2", "new", "old")}, "", "n1 seals with it; n2 seals with it"},
+		"one lacks it":                   {rings{ring("n1", "old", "new"), ring("n2", "old")}, "n2 lacks it", ""},
+		"nobody has it":                  {rings{ring("n1", "old"), ring("n2")}, cluster.ErrUnknownKey.Error(), cluster.ErrUnknownKey.Error()},
+		"one does not answer":            {rings{ring("n1", "old", "new"), ring("n2", "old", "new"), silent}, "n3 does not answer: refused", "n3 does not answer: refused"},
+		"a voter is not listed":          {rings{ring("n1", "old", "new")}, "n2 is a voter and not there", "n2 is a voter and not there"},
+		"many lack it": {
+			rings{ring("n1", "new"), ring("n2"), ring("c"), ring("d"), ring("e"), ring("f"), ring("g"), ring("h"), ring("i"), ring("j"), ring("k")},
+			"n2 lacks it; c lacks it; d lacks it; e lacks it; f lacks it; g lacks it; h lacks it; i lacks it; 2 more", "n1 seals with it",
+		},
+	} {
+		for remove, want := range map[bool]string{false: c.use, true: c.remove} {
+			got := ""
+			if err := mayChange(c.rings, []voters.Voter{{Name: "n1"}, {Name: "n2"}}, "new", remove); err != nil {
+				got = err.Error()
+				if reason, ok := errors.AsType[*because](err); ok {
+					got = reason.why
+				}
+			}
+			if got != want {
+				t.Errorf("%s, remove %t: %q, want %q", name, remove, got, want)
+			}
+		}
+	}
+}
+
+// A member is gone when it is dead for everybody, nobody has a session with it and it does not vote.
+func TestPresent(t *testing.T) {
+	for name, c := range map[string]struct {
+		member *revokdv1.Member
+		voter  bool
+		why    string
+		listed bool
+	}{
+		"dead":               {&revokdv1.Member{Name: "n2", Status: "dead"}, false, "", true},
+		"left":               {&revokdv1.Member{Name: "n2", Status: "left"}, false, "", true},
+		"alive":              {&revokdv1.Member{Name: "n2", Status: "alive"}, true, "alive", true},
+		"suspect":            {&revokdv1.Member{Name: "n2", Status: "suspect"}, false, "suspect", true},
+		"of a later version": {&revokdv1.Member{Name: "n2", Status: "asleep"}, false, "asleep", true},
+		"connected":          {&revokdv1.Member{Name: "n2", Status: "dead", Connected: true}, true, "connected", true},
+		"a dead voter":       {&revokdv1.Member{Name: "n2", Status: "dead"}, true, "a voter (revokd voters remove n2)", true},
+		"a voter unlisted":   {&revokdv1.Member{Name: "n3", Status: "alive"}, true, "a voter (revokd voters remove n2)", true},
+		"another one":        {&revokdv1.Member{Name: "n3", Status: "alive"}, false, "", false},
+	} {
+		m := &revokdv1.MembersResponse{Members: []*revokdv1.Member{c.member}, Voters: &revokdv1.Voters{Names: []string{"n1"}}}
+		if c.voter {
+			m.Voters.Names = append(m.Voters.Names, "n2")
+		}
+		if why, listed := present(m, "n2"); why != c.why || listed != c.listed {
+			t.Errorf("%s: %q %t, want %q %t", name, why, listed, c.why, c.listed)
+		}
 	}
 }

@@ -48,6 +48,7 @@ var matrix = map[string]string{
 	"POST /revokd.v1.ClusterService/Join":            adminOnly,
 	"POST /revokd.v1.ClusterService/Leave":           adminOnly,
 	"POST /revokd.v1.ClusterService/ChangeVoters":    adminOnly,
+	"POST /revokd.v1.ClusterService/Forget":          "admin node",
 	"POST /revokd.v1.ClusterService/GossipKeys":      "admin node",
 	"POST /revokd.v1.ClusterService/FingerprintKeys": adminOnly,
 	"POST /revokd.v1.DevService/MintToken":           asks,

@@ -45,8 +45,8 @@ type Config struct {
 
 	// Identity returns the secrets of a development cluster for a node that joins it; nil: none are handed out.
 	Identity func() *revokdv1.IdentityResponse
-	// OtherKeys carries a change of the gossip keys to the other members; nil: a change is for this node only.
-	OtherKeys func(context.Context, []cluster.Member, *revokdv1.GossipKeysRequest) []*revokdv1.GossipKeysResponse_NodeKeys
+	// Peer returns the API of another member, to which changes of the gossip keys and of members are carried; nil: a change is for this node only.
+	Peer func(cluster.Member) revokdv1connect.ClusterServiceClient
 	// Leave is called when the node has left its cluster on request.
 	Leave func()
 

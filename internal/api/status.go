@@ -115,6 +115,9 @@ var outcomes = []struct {
 	{cluster.ErrKeyLimit, outcome{code: connect.CodeResourceExhausted, kind: "full", field: "install", limit: "at most 8 keys", message: "too many gossip keys: remove one first", retry: 1}},
 	{cluster.ErrUnknownKey, outcome{code: connect.CodeInvalidArgument, kind: "unknown_key", field: "id", message: "no such gossip key on this node"}},
 	{cluster.ErrPrimaryKey, outcome{code: connect.CodeFailedPrecondition, kind: "conflict", field: "remove", message: "the gossip key in use cannot be removed: use another one first"}},
+	{errGossipKeys, outcome{code: connect.CodeFailedPrecondition, kind: "gossip_keys", message: "the gossip keys were not changed on any node"}},
+	{errForget, outcome{code: connect.CodeFailedPrecondition, kind: "member", message: "the member was not forgotten, or not everywhere yet"}},
+	{cluster.ErrPresent, outcome{code: connect.CodeFailedPrecondition, kind: "member", message: "the member is alive"}},
 	{cluster.ErrNoKey, outcome{code: connect.CodeFailedPrecondition, kind: "no_cluster", field: "change", message: "gossip is not encrypted on this node"}},
 	{cluster.ErrNotRunning, outcome{code: connect.CodeUnavailable, kind: "not_ready", message: "gossip is not running", retry: 1}},
 	{errNoIdentity, outcome{code: connect.CodePermissionDenied, kind: "not_allowed", message: "this node hands out no secrets: it is not for development"}},
@@ -204,6 +207,9 @@ func outcomeOf(err error) (o outcome, valueKind string, known bool) {
 	}
 	if keys, ok := errors.AsType[*node.KeysError](err); ok {
 		o.limit = keys.Why
+	}
+	if reason, ok := errors.AsType[*because](err); ok {
+		o.limit = reason.why
 	}
 	if !known {
 		o = internal

@@ -289,7 +289,7 @@ func (a *agent) assemble(ctx context.Context) error {
 		Audit: a.audit, AuditValues: a.cfg.Audit.Values, AuditGoOn: a.cfg.Audit.OnFailure == auditContinue,
 		Limits: api.Limits{WriterRate: a.cfg.Rates.Writer, BulkRate: a.cfg.Rates.Bulk, IssuerRate: a.cfg.Rates.Issuer},
 		Hosts:  hosts, Insecure: a.cfg.Insecure, TLS: serverTLS, Credentials: a.known, Linger: a.cfg.ShutdownDelay, Node: a.node, Verifier: a.verifier, Dev: a.dev, Version: a.cfg.Version, Logger: a.cfg.Logger, Tracer: a.tracing.tracer(),
-		Identity: a.tellIdentity, OtherKeys: a.otherKeys, Leave: sync.OnceFunc(func() { close(a.left) }),
+		Identity: a.tellIdentity, Peer: a.peer, Leave: sync.OnceFunc(func() { close(a.left) }),
 	})
 	if err != nil {
 		return errors.Join(err, a.audit.Close(), a.node.Close())

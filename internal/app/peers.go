@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -195,32 +194,10 @@ func (d *dialed) Receive() ([]byte, error) {
 // Close wakes both directions, and does not wait.
 func (d *dialed) Close() { d.cancel() }
 
-// otherKeys carries a change of the gossip keys to all other members that are alive.
-func (a *agent) otherKeys(ctx context.Context, members []cluster.Member, req *revokdv1.GossipKeysRequest) []*revokdv1.GossipKeysResponse_NodeKeys {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var list []*revokdv1.GossipKeysResponse_NodeKeys
-	for _, m := range members {
-		if m.Name == a.cfg.NodeName || m.Status == cluster.Left {
-			continue
-		}
-		wg.Go(func() {
-			client, scheme := a.peerTransport(m.Name)
-			service := revokdv1connect.NewClusterServiceClient(client, scheme+"://"+m.Meta.APIAddr)
-			res, err := service.GossipKeys(ctx, connect.NewRequest(&revokdv1.GossipKeysRequest{Change: req.GetChange(), Local: true}))
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				list = append(list, &revokdv1.GossipKeysResponse_NodeKeys{Node: m.Name, Error: err.Error()})
-				return
-			}
-			list = append(list, res.Msg.GetNodes()...)
-		})
-	}
-	wg.Wait()
-	return list
+// peer returns the API of another member.
+func (a *agent) peer(m cluster.Member) revokdv1connect.ClusterServiceClient {
+	client, scheme := a.peerTransport(m.Name)
+	return revokdv1connect.NewClusterServiceClient(client, scheme+"://"+m.Meta.APIAddr)
 }
 
 var errNoGossip = errors.New("it does not gossip yet")

@@ -116,17 +116,17 @@ func (o *operator) signal(s syscall.Signal, names ...string) {
 	}
 }
 
-// A cluster is formed, described, loses nodes and goes on, by what an operator types.
-func TestClusterByCommand(t *testing.T) {
-	o := newOperator(t)
+// three starts n1, n2 and n3, makes them voters and returns where n1 gossips.
+func (o *operator) three() (seed string) {
+	o.Helper()
 	o.start("n1", "--bootstrap-expect", "1")
 	var members struct {
 		Members []struct{ GossipAddr string }
 	}
 	if err := json.Unmarshal([]byte(o.says("n1", 0, "", "members", "-o", "json")), &members); err != nil || len(members.Members) != 1 {
-		t.Fatalf("%v %v", members, err)
+		o.Fatalf("%v %v", members, err)
 	}
-	seed := members.Members[0].GossipAddr
+	seed = members.Members[0].GossipAddr
 
 	o.start("n2", "--join", seed)
 	o.start("n3", "--join", seed)
@@ -135,6 +135,13 @@ func TestClusterByCommand(t *testing.T) {
 	o.says("n1", 0, `^voters, list \d+: n1, n2; 2 of them are a quorum$`, "voters", "add", "n2")
 	o.says("n2", 0, `^voters, list \d+: n1, n2, n3; 2 of them are a quorum$`, "voters", "add", "n3")
 	o.until("n1", 0, `^n3 +alive +ready +yes +yes `, "members")
+	return seed
+}
+
+// A cluster is formed, described, loses nodes and goes on, by what an operator types.
+func TestClusterByCommand(t *testing.T) {
+	o := newOperator(t)
+	o.three()
 
 	revoke := func(id string, args ...string) []string {
 		return append([]string{"revoke", "--issuer", "https://id.example", "--jti", id, "--ttl", "1h"}, args...)
@@ -208,6 +215,88 @@ func TestClusterByCommand(t *testing.T) {
 	}
 	o.audited("n1", `"method":"ChangeVoters",.*"change":"accept_loss","name":"n2","outcome":"done"`)
 	o.says("n1", 0, "^revoked ", revoke("h", "--ack", "quorum")...)
+}
+
+// A machine is destroyed. Until the operator says that it is gone for good the keys are changed nowhere; then they are, and the others go on seeing each other.
+func TestLostMember(t *testing.T) {
+	o := newOperator(t)
+	seed := o.three()
+	o.nodes["n3"].Kill()
+	if err := os.RemoveAll(filepath.Join(o.dir, "n3")); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{"n1", "n2"} {
+		o.until(n, 0, `^n3 +dead `, "members")
+	}
+
+	const key, fresh = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "cd083b36b5f7db79"
+	old := regexp.MustCompile(`(?m)^n1 +([0-9a-f]{16}) `).FindStringSubmatch(o.says("n1", 1, `^n3 +- +- +\S.*revokd members forget n3`, "keys", "list"))[1]
+	ring := func(inUse string, others string) {
+		t.Helper()
+		for _, n := range []string{"n1", "n2"} {
+			o.says(n, 0, `^`+n+` +`+inUse+` +`+others+` +-$`, "keys", "list", "--local")
+		}
+	}
+	o.says("n1", 1, `^n2 +`+old+` +`+fresh+` +-$`, "keys", "install", "--key", key)
+	o.says("n1", 1, `^revokd: the gossip keys were not changed on any node: .*n3 does not answer: .*revokd members forget n3`, "keys", "use", fresh)
+	ring(old, fresh)
+	o.says("n2", 1, `^revokd: the gossip key in use cannot be removed.*: n1 seals with it`, "keys", "remove", old)
+	o.says("n2", 1, `^revokd: the gossip keys were not changed on any node: .*n3 does not answer: `, "keys", "remove", fresh)
+	ring(old, fresh)
+	added := regexp.MustCompile(`(?m)^([0-9a-f]{16}) +(yes|-) `).FindAllStringSubmatch(o.says("n1", 1, `not connected to this node.*: n3`, "keys", "fingerprint", "add", "--wait", "1s"), -1)
+	if added != nil {
+		t.Errorf("fingerprint keys %q", added)
+	}
+
+	o.says("n1", 1, `^revokd: the member was not forgotten, or not everywhere yet: for n1 it is alive; for n2 it is alive$`, "members", "forget", "n2")
+	o.says("n1", 1, `: no node lists it$`, "members", "forget", "n4")
+	o.says("n1", 1, `: for n1 it is a voter \(revokd voters remove n3\); for n2 `, "members", "forget", "n3")
+	o.says("n1", 0, `: n1, n2; 2 of them are a quorum$`, "voters", "remove", "n3")
+	o.until("n2", 0, `^voters, list \d+: n1, n2; `, "voters")
+	fingerprints := func(change ...string) [][]string {
+		t.Helper()
+		return regexp.MustCompile(`(?m)^([0-9a-f]{16}) +(yes|-) `).FindAllStringSubmatch(o.says("n1", 0, "", append([]string{"keys", "fingerprint"}, change...)...), -1)
+	}
+	two := fingerprints("add")
+	fingerprints("use", two[1][1])
+	o.says("n1", 1, `: n3$`, "keys", "fingerprint", "drop", two[0][1], "--wait", "1s") // it may have revocations under it
+
+	o.says("n1", 0, `^n3 counts as left on n1, n2$`, "members", "forget", "n3")
+	o.says("n1", 0, `^n3 counts as left on n1, n2$`, "members", "forget", "n3")
+	o.audited("n1", `"method":"Forget",.*"change":"forget","name":"n3","outcome":"done"`)
+	for _, n := range []string{"n1", "n2"} {
+		o.says(n, 0, `^n3 +left `, "members")
+	}
+	if one := fingerprints("drop", two[0][1]); len(one) != 1 || one[0][1] != two[1][1] {
+		t.Errorf("fingerprint keys %q, then %q", two, one)
+	}
+
+	// One that a command reached by itself holds up those for all.
+	o.says("n2", 0, `^n2 +`+fresh+` +`+old+` +-$`, "keys", "use", fresh, "--local")
+	o.says("n2", 1, `^revokd: the gossip key in use cannot be removed.*: n1 seals with it$`, "keys", "remove", old)
+	o.says("n2", 0, `^n2 +`+fresh+` +`+old+` +-$`, "keys", "list", "--local")
+	o.says("n1", 0, `^n2 +`+fresh+` +`+old+` +-$`, "keys", "use", fresh)
+	ring(fresh, old)
+	o.says("n1", 0, `^n1 +`+fresh+` +- +-$`, "keys", "remove", old, "--local")
+	o.says("n1", 1, `^revokd: the gossip keys were not changed on any node: n1 lacks it$`, "keys", "use", old)
+	o.says("n1", 0, `^n2 +`+fresh+` +- +-$`, "keys", "remove", old) // what is gone from one goes from the others
+	ring(fresh, "-")
+	o.says("n2", 1, `no such gossip key`, "keys", "remove", old)
+
+	// A new machine under the name is a member like any other, and hears of both through one.
+	if err := os.WriteFile(filepath.Join(o.dir, "gossip.key"), []byte(key+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.start("n3", "--join", seed)
+	for _, n := range []string{"n1", "n2"} {
+		o.until(n, 0, `^n3 +alive +ready +no +yes `, "members")
+		o.says(n, 0, `^n1 +alive `, "members")
+		o.says(n, 0, `^n2 +alive `, "members")
+		if text := o.metrics(n); !strings.Contains(text, `revokd_gossip_refused_total{reason="key"} 0`) {
+			t.Errorf("%s has refused gossip:\n%s", n, text)
+		}
+	}
+	o.says("n1", 0, ` ack all confirmed n1, n2$`, "revoke", "--issuer", "https://id.example", "--jti", "a", "--ttl", "1h", "--ack", "all")
 }
 
 // audited wants a line in the audit of a node.

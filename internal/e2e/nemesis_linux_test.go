@@ -564,7 +564,11 @@ func (f *faults) gossipKey(rng *rand.Rand, hold time.Duration) bool {
 		return false
 	}
 	if !all {
-		change(&revokdv1.GossipKeysRequest{Change: &revokdv1.GossipKeysRequest_Remove{Remove: added[0]}})
+		for _, n := range f.tr.nodes { // each by itself: while one is away it is refused for all
+			ctx, cancel := context.WithTimeout(f.tr.t.Context(), 5*time.Second)
+			_, _ = n.adm.GossipKeys(ctx, connect.NewRequest(&revokdv1.GossipKeysRequest{Change: &revokdv1.GossipKeysRequest_Remove{Remove: added[0]}, Local: true})) // it may be away, or not have it
+			cancel()
+		}
 		return false
 	}
 	_, used := change(&revokdv1.GossipKeysRequest{Change: &revokdv1.GossipKeysRequest_Use{Use: added[0]}})

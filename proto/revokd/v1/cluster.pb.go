@@ -749,6 +749,102 @@ func (*LeaveResponse) Descriptor() ([]byte, []int) {
 	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
+type ForgetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`    // of the member
+	Local         bool                   `protobuf:"varint,2,opt,name=local,proto3" json:"local,omitempty"` // on this node only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetRequest) Reset() {
+	*x = ForgetRequest{}
+	mi := &file_revokd_v1_cluster_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetRequest) ProtoMessage() {}
+
+func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_cluster_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetRequest.ProtoReflect.Descriptor instead.
+func (*ForgetRequest) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ForgetRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ForgetRequest) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
+type ForgetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []string               `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"` // where it counts as left, or is not listed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetResponse) Reset() {
+	*x = ForgetResponse{}
+	mi := &file_revokd_v1_cluster_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetResponse) ProtoMessage() {}
+
+func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_revokd_v1_cluster_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetResponse.ProtoReflect.Descriptor instead.
+func (*ForgetResponse) Descriptor() ([]byte, []int) {
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ForgetResponse) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 type ChangeVotersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Change:
@@ -764,7 +860,7 @@ type ChangeVotersRequest struct {
 
 func (x *ChangeVotersRequest) Reset() {
 	*x = ChangeVotersRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[12]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +872,7 @@ func (x *ChangeVotersRequest) String() string {
 func (*ChangeVotersRequest) ProtoMessage() {}
 
 func (x *ChangeVotersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[12]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +885,7 @@ func (x *ChangeVotersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeVotersRequest.ProtoReflect.Descriptor instead.
 func (*ChangeVotersRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ChangeVotersRequest) GetChange() isChangeVotersRequest_Change {
@@ -864,7 +960,7 @@ type ChangeVotersResponse struct {
 
 func (x *ChangeVotersResponse) Reset() {
 	*x = ChangeVotersResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[13]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +972,7 @@ func (x *ChangeVotersResponse) String() string {
 func (*ChangeVotersResponse) ProtoMessage() {}
 
 func (x *ChangeVotersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[13]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +985,7 @@ func (x *ChangeVotersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeVotersResponse.ProtoReflect.Descriptor instead.
 func (*ChangeVotersResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ChangeVotersResponse) GetVoters() *Voters {
@@ -914,7 +1010,7 @@ type GossipKeysRequest struct {
 
 func (x *GossipKeysRequest) Reset() {
 	*x = GossipKeysRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[14]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1022,7 @@ func (x *GossipKeysRequest) String() string {
 func (*GossipKeysRequest) ProtoMessage() {}
 
 func (x *GossipKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[14]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1035,7 @@ func (x *GossipKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKeysRequest.ProtoReflect.Descriptor instead.
 func (*GossipKeysRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GossipKeysRequest) GetChange() isGossipKeysRequest_Change {
@@ -1014,7 +1110,7 @@ type GossipKeysResponse struct {
 
 func (x *GossipKeysResponse) Reset() {
 	*x = GossipKeysResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[15]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1026,7 +1122,7 @@ func (x *GossipKeysResponse) String() string {
 func (*GossipKeysResponse) ProtoMessage() {}
 
 func (x *GossipKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[15]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1039,7 +1135,7 @@ func (x *GossipKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKeysResponse.ProtoReflect.Descriptor instead.
 func (*GossipKeysResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GossipKeysResponse) GetNodes() []*GossipKeysResponse_NodeKeys {
@@ -1064,7 +1160,7 @@ type FingerprintKeysRequest struct {
 
 func (x *FingerprintKeysRequest) Reset() {
 	*x = FingerprintKeysRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1172,7 @@ func (x *FingerprintKeysRequest) String() string {
 func (*FingerprintKeysRequest) ProtoMessage() {}
 
 func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[16]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1185,7 @@ func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKeysRequest.ProtoReflect.Descriptor instead.
 func (*FingerprintKeysRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{16}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FingerprintKeysRequest) GetChange() isFingerprintKeysRequest_Change {
@@ -1165,7 +1261,7 @@ type FingerprintKeysResponse struct {
 
 func (x *FingerprintKeysResponse) Reset() {
 	*x = FingerprintKeysResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[17]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1273,7 @@ func (x *FingerprintKeysResponse) String() string {
 func (*FingerprintKeysResponse) ProtoMessage() {}
 
 func (x *FingerprintKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[17]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1286,7 @@ func (x *FingerprintKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKeysResponse.ProtoReflect.Descriptor instead.
 func (*FingerprintKeysResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{17}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FingerprintKeysResponse) GetKeys() []*FingerprintKey {
@@ -1212,7 +1308,7 @@ type FingerprintKey struct {
 
 func (x *FingerprintKey) Reset() {
 	*x = FingerprintKey{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[18]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1320,7 @@ func (x *FingerprintKey) String() string {
 func (*FingerprintKey) ProtoMessage() {}
 
 func (x *FingerprintKey) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[18]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1333,7 @@ func (x *FingerprintKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKey.ProtoReflect.Descriptor instead.
 func (*FingerprintKey) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{18}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *FingerprintKey) GetId() string {
@@ -1276,7 +1372,7 @@ type IdentityRequest struct {
 
 func (x *IdentityRequest) Reset() {
 	*x = IdentityRequest{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[19]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1384,7 @@ func (x *IdentityRequest) String() string {
 func (*IdentityRequest) ProtoMessage() {}
 
 func (x *IdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[19]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1397,7 @@ func (x *IdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityRequest.ProtoReflect.Descriptor instead.
 func (*IdentityRequest) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 type IdentityResponse struct {
@@ -1319,7 +1415,7 @@ type IdentityResponse struct {
 
 func (x *IdentityResponse) Reset() {
 	*x = IdentityResponse{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[20]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1427,7 @@ func (x *IdentityResponse) String() string {
 func (*IdentityResponse) ProtoMessage() {}
 
 func (x *IdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[20]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1440,7 @@ func (x *IdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityResponse.ProtoReflect.Descriptor instead.
 func (*IdentityResponse) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{20}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *IdentityResponse) GetKeyId() string {
@@ -1407,7 +1503,7 @@ type GossipKeysResponse_NodeKeys struct {
 
 func (x *GossipKeysResponse_NodeKeys) Reset() {
 	*x = GossipKeysResponse_NodeKeys{}
-	mi := &file_revokd_v1_cluster_proto_msgTypes[21]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1515,7 @@ func (x *GossipKeysResponse_NodeKeys) String() string {
 func (*GossipKeysResponse_NodeKeys) ProtoMessage() {}
 
 func (x *GossipKeysResponse_NodeKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_revokd_v1_cluster_proto_msgTypes[21]
+	mi := &file_revokd_v1_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1528,7 @@ func (x *GossipKeysResponse_NodeKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKeysResponse_NodeKeys.ProtoReflect.Descriptor instead.
 func (*GossipKeysResponse_NodeKeys) Descriptor() ([]byte, []int) {
-	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{15, 0}
+	return file_revokd_v1_cluster_proto_rawDescGZIP(), []int{17, 0}
 }
 
 func (x *GossipKeysResponse_NodeKeys) GetNode() string {
@@ -1513,7 +1609,12 @@ const file_revokd_v1_cluster_proto_rawDesc = "" +
 	"\taddresses\x18\x01 \x03(\tR\taddresses\"\x0e\n" +
 	"\fJoinResponse\"\x0e\n" +
 	"\fLeaveRequest\"\x0f\n" +
-	"\rLeaveResponse\"\xa5\x01\n" +
+	"\rLeaveResponse\"9\n" +
+	"\rForgetRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05local\x18\x02 \x01(\bR\x05local\"&\n" +
+	"\x0eForgetResponse\x12\x14\n" +
+	"\x05nodes\x18\x01 \x03(\tR\x05nodes\"\xa5\x01\n" +
 	"\x13ChangeVotersRequest\x12\x12\n" +
 	"\x03add\x18\x01 \x01(\tH\x00R\x03add\x12\x18\n" +
 	"\x06remove\x18\x02 \x01(\tH\x00R\x06remove\x12!\n" +
@@ -1562,11 +1663,12 @@ const file_revokd_v1_cluster_proto_rawDesc = "" +
 	"\x04ring\x18\a \x01(\fR\x04ring2\xa0\x01\n" +
 	"\x12ReplicationService\x12F\n" +
 	"\bExchange\x12\x1a.revokd.v1.ExchangeMessage\x1a\x1a.revokd.v1.ExchangeMessage(\x010\x01\x12B\n" +
-	"\x06Lookup\x12\x18.revokd.v1.LookupRequest\x1a\x19.revokd.v1.LookupResponse\"\x03\x90\x02\x012\x87\x04\n" +
+	"\x06Lookup\x12\x18.revokd.v1.LookupRequest\x1a\x19.revokd.v1.LookupResponse\"\x03\x90\x02\x012\xc6\x04\n" +
 	"\x0eClusterService\x12E\n" +
 	"\aMembers\x12\x19.revokd.v1.MembersRequest\x1a\x1a.revokd.v1.MembersResponse\"\x03\x90\x02\x01\x127\n" +
 	"\x04Join\x12\x16.revokd.v1.JoinRequest\x1a\x17.revokd.v1.JoinResponse\x12:\n" +
-	"\x05Leave\x12\x17.revokd.v1.LeaveRequest\x1a\x18.revokd.v1.LeaveResponse\x12O\n" +
+	"\x05Leave\x12\x17.revokd.v1.LeaveRequest\x1a\x18.revokd.v1.LeaveResponse\x12=\n" +
+	"\x06Forget\x12\x18.revokd.v1.ForgetRequest\x1a\x19.revokd.v1.ForgetResponse\x12O\n" +
 	"\fChangeVoters\x12\x1e.revokd.v1.ChangeVotersRequest\x1a\x1f.revokd.v1.ChangeVotersResponse\x12I\n" +
 	"\n" +
 	"GossipKeys\x12\x1c.revokd.v1.GossipKeysRequest\x1a\x1d.revokd.v1.GossipKeysResponse\x12X\n" +
@@ -1585,7 +1687,7 @@ func file_revokd_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_revokd_v1_cluster_proto_rawDescData
 }
 
-var file_revokd_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_revokd_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_revokd_v1_cluster_proto_goTypes = []any{
 	(*ExchangeMessage)(nil),             // 0: revokd.v1.ExchangeMessage
 	(*LookupRequest)(nil),               // 1: revokd.v1.LookupRequest
@@ -1599,60 +1701,64 @@ var file_revokd_v1_cluster_proto_goTypes = []any{
 	(*JoinResponse)(nil),                // 9: revokd.v1.JoinResponse
 	(*LeaveRequest)(nil),                // 10: revokd.v1.LeaveRequest
 	(*LeaveResponse)(nil),               // 11: revokd.v1.LeaveResponse
-	(*ChangeVotersRequest)(nil),         // 12: revokd.v1.ChangeVotersRequest
-	(*ChangeVotersResponse)(nil),        // 13: revokd.v1.ChangeVotersResponse
-	(*GossipKeysRequest)(nil),           // 14: revokd.v1.GossipKeysRequest
-	(*GossipKeysResponse)(nil),          // 15: revokd.v1.GossipKeysResponse
-	(*FingerprintKeysRequest)(nil),      // 16: revokd.v1.FingerprintKeysRequest
-	(*FingerprintKeysResponse)(nil),     // 17: revokd.v1.FingerprintKeysResponse
-	(*FingerprintKey)(nil),              // 18: revokd.v1.FingerprintKey
-	(*IdentityRequest)(nil),             // 19: revokd.v1.IdentityRequest
-	(*IdentityResponse)(nil),            // 20: revokd.v1.IdentityResponse
-	(*GossipKeysResponse_NodeKeys)(nil), // 21: revokd.v1.GossipKeysResponse.NodeKeys
-	(*durationpb.Duration)(nil),         // 22: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),       // 23: google.protobuf.Timestamp
+	(*ForgetRequest)(nil),               // 12: revokd.v1.ForgetRequest
+	(*ForgetResponse)(nil),              // 13: revokd.v1.ForgetResponse
+	(*ChangeVotersRequest)(nil),         // 14: revokd.v1.ChangeVotersRequest
+	(*ChangeVotersResponse)(nil),        // 15: revokd.v1.ChangeVotersResponse
+	(*GossipKeysRequest)(nil),           // 16: revokd.v1.GossipKeysRequest
+	(*GossipKeysResponse)(nil),          // 17: revokd.v1.GossipKeysResponse
+	(*FingerprintKeysRequest)(nil),      // 18: revokd.v1.FingerprintKeysRequest
+	(*FingerprintKeysResponse)(nil),     // 19: revokd.v1.FingerprintKeysResponse
+	(*FingerprintKey)(nil),              // 20: revokd.v1.FingerprintKey
+	(*IdentityRequest)(nil),             // 21: revokd.v1.IdentityRequest
+	(*IdentityResponse)(nil),            // 22: revokd.v1.IdentityResponse
+	(*GossipKeysResponse_NodeKeys)(nil), // 23: revokd.v1.GossipKeysResponse.NodeKeys
+	(*durationpb.Duration)(nil),         // 24: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),       // 25: google.protobuf.Timestamp
 }
 var file_revokd_v1_cluster_proto_depIdxs = []int32{
-	22, // 0: revokd.v1.LookupResponse.quorum_age:type_name -> google.protobuf.Duration
-	22, // 1: revokd.v1.LookupResponse.all_age:type_name -> google.protobuf.Duration
+	24, // 0: revokd.v1.LookupResponse.quorum_age:type_name -> google.protobuf.Duration
+	24, // 1: revokd.v1.LookupResponse.all_age:type_name -> google.protobuf.Duration
 	6,  // 2: revokd.v1.MembersResponse.members:type_name -> revokd.v1.Member
 	5,  // 3: revokd.v1.MembersResponse.voters:type_name -> revokd.v1.Voters
-	23, // 4: revokd.v1.Member.since:type_name -> google.protobuf.Timestamp
-	22, // 5: revokd.v1.Member.rtt:type_name -> google.protobuf.Duration
-	22, // 6: revokd.v1.Member.clock_offset:type_name -> google.protobuf.Duration
-	22, // 7: revokd.v1.Member.view_age:type_name -> google.protobuf.Duration
-	22, // 8: revokd.v1.Member.audit_age:type_name -> google.protobuf.Duration
+	25, // 4: revokd.v1.Member.since:type_name -> google.protobuf.Timestamp
+	24, // 5: revokd.v1.Member.rtt:type_name -> google.protobuf.Duration
+	24, // 6: revokd.v1.Member.clock_offset:type_name -> google.protobuf.Duration
+	24, // 7: revokd.v1.Member.view_age:type_name -> google.protobuf.Duration
+	24, // 8: revokd.v1.Member.audit_age:type_name -> google.protobuf.Duration
 	7,  // 9: revokd.v1.Member.lag:type_name -> revokd.v1.Lag
-	22, // 10: revokd.v1.Lag.p50:type_name -> google.protobuf.Duration
-	22, // 11: revokd.v1.Lag.p99:type_name -> google.protobuf.Duration
-	22, // 12: revokd.v1.Lag.last:type_name -> google.protobuf.Duration
-	22, // 13: revokd.v1.ChangeVotersRequest.timeout:type_name -> google.protobuf.Duration
+	24, // 10: revokd.v1.Lag.p50:type_name -> google.protobuf.Duration
+	24, // 11: revokd.v1.Lag.p99:type_name -> google.protobuf.Duration
+	24, // 12: revokd.v1.Lag.last:type_name -> google.protobuf.Duration
+	24, // 13: revokd.v1.ChangeVotersRequest.timeout:type_name -> google.protobuf.Duration
 	5,  // 14: revokd.v1.ChangeVotersResponse.voters:type_name -> revokd.v1.Voters
-	21, // 15: revokd.v1.GossipKeysResponse.nodes:type_name -> revokd.v1.GossipKeysResponse.NodeKeys
-	22, // 16: revokd.v1.FingerprintKeysRequest.timeout:type_name -> google.protobuf.Duration
-	18, // 17: revokd.v1.FingerprintKeysResponse.keys:type_name -> revokd.v1.FingerprintKey
-	23, // 18: revokd.v1.FingerprintKey.live_until:type_name -> google.protobuf.Timestamp
-	22, // 19: revokd.v1.IdentityResponse.slack:type_name -> google.protobuf.Duration
+	23, // 15: revokd.v1.GossipKeysResponse.nodes:type_name -> revokd.v1.GossipKeysResponse.NodeKeys
+	24, // 16: revokd.v1.FingerprintKeysRequest.timeout:type_name -> google.protobuf.Duration
+	20, // 17: revokd.v1.FingerprintKeysResponse.keys:type_name -> revokd.v1.FingerprintKey
+	25, // 18: revokd.v1.FingerprintKey.live_until:type_name -> google.protobuf.Timestamp
+	24, // 19: revokd.v1.IdentityResponse.slack:type_name -> google.protobuf.Duration
 	0,  // 20: revokd.v1.ReplicationService.Exchange:input_type -> revokd.v1.ExchangeMessage
 	1,  // 21: revokd.v1.ReplicationService.Lookup:input_type -> revokd.v1.LookupRequest
 	3,  // 22: revokd.v1.ClusterService.Members:input_type -> revokd.v1.MembersRequest
 	8,  // 23: revokd.v1.ClusterService.Join:input_type -> revokd.v1.JoinRequest
 	10, // 24: revokd.v1.ClusterService.Leave:input_type -> revokd.v1.LeaveRequest
-	12, // 25: revokd.v1.ClusterService.ChangeVoters:input_type -> revokd.v1.ChangeVotersRequest
-	14, // 26: revokd.v1.ClusterService.GossipKeys:input_type -> revokd.v1.GossipKeysRequest
-	16, // 27: revokd.v1.ClusterService.FingerprintKeys:input_type -> revokd.v1.FingerprintKeysRequest
-	19, // 28: revokd.v1.ClusterService.Identity:input_type -> revokd.v1.IdentityRequest
-	0,  // 29: revokd.v1.ReplicationService.Exchange:output_type -> revokd.v1.ExchangeMessage
-	2,  // 30: revokd.v1.ReplicationService.Lookup:output_type -> revokd.v1.LookupResponse
-	4,  // 31: revokd.v1.ClusterService.Members:output_type -> revokd.v1.MembersResponse
-	9,  // 32: revokd.v1.ClusterService.Join:output_type -> revokd.v1.JoinResponse
-	11, // 33: revokd.v1.ClusterService.Leave:output_type -> revokd.v1.LeaveResponse
-	13, // 34: revokd.v1.ClusterService.ChangeVoters:output_type -> revokd.v1.ChangeVotersResponse
-	15, // 35: revokd.v1.ClusterService.GossipKeys:output_type -> revokd.v1.GossipKeysResponse
-	17, // 36: revokd.v1.ClusterService.FingerprintKeys:output_type -> revokd.v1.FingerprintKeysResponse
-	20, // 37: revokd.v1.ClusterService.Identity:output_type -> revokd.v1.IdentityResponse
-	29, // [29:38] is the sub-list for method output_type
-	20, // [20:29] is the sub-list for method input_type
+	12, // 25: revokd.v1.ClusterService.Forget:input_type -> revokd.v1.ForgetRequest
+	14, // 26: revokd.v1.ClusterService.ChangeVoters:input_type -> revokd.v1.ChangeVotersRequest
+	16, // 27: revokd.v1.ClusterService.GossipKeys:input_type -> revokd.v1.GossipKeysRequest
+	18, // 28: revokd.v1.ClusterService.FingerprintKeys:input_type -> revokd.v1.FingerprintKeysRequest
+	21, // 29: revokd.v1.ClusterService.Identity:input_type -> revokd.v1.IdentityRequest
+	0,  // 30: revokd.v1.ReplicationService.Exchange:output_type -> revokd.v1.ExchangeMessage
+	2,  // 31: revokd.v1.ReplicationService.Lookup:output_type -> revokd.v1.LookupResponse
+	4,  // 32: revokd.v1.ClusterService.Members:output_type -> revokd.v1.MembersResponse
+	9,  // 33: revokd.v1.ClusterService.Join:output_type -> revokd.v1.JoinResponse
+	11, // 34: revokd.v1.ClusterService.Leave:output_type -> revokd.v1.LeaveResponse
+	13, // 35: revokd.v1.ClusterService.Forget:output_type -> revokd.v1.ForgetResponse
+	15, // 36: revokd.v1.ClusterService.ChangeVoters:output_type -> revokd.v1.ChangeVotersResponse
+	17, // 37: revokd.v1.ClusterService.GossipKeys:output_type -> revokd.v1.GossipKeysResponse
+	19, // 38: revokd.v1.ClusterService.FingerprintKeys:output_type -> revokd.v1.FingerprintKeysResponse
+	22, // 39: revokd.v1.ClusterService.Identity:output_type -> revokd.v1.IdentityResponse
+	30, // [30:40] is the sub-list for method output_type
+	20, // [20:30] is the sub-list for method input_type
 	20, // [20:20] is the sub-list for extension type_name
 	20, // [20:20] is the sub-list for extension extendee
 	0,  // [0:20] is the sub-list for field type_name
@@ -1664,17 +1770,17 @@ func file_revokd_v1_cluster_proto_init() {
 		return
 	}
 	file_revokd_v1_cluster_proto_msgTypes[6].OneofWrappers = []any{}
-	file_revokd_v1_cluster_proto_msgTypes[12].OneofWrappers = []any{
+	file_revokd_v1_cluster_proto_msgTypes[14].OneofWrappers = []any{
 		(*ChangeVotersRequest_Add)(nil),
 		(*ChangeVotersRequest_Remove)(nil),
 		(*ChangeVotersRequest_AcceptLoss)(nil),
 	}
-	file_revokd_v1_cluster_proto_msgTypes[14].OneofWrappers = []any{
+	file_revokd_v1_cluster_proto_msgTypes[16].OneofWrappers = []any{
 		(*GossipKeysRequest_Install)(nil),
 		(*GossipKeysRequest_Use)(nil),
 		(*GossipKeysRequest_Remove)(nil),
 	}
-	file_revokd_v1_cluster_proto_msgTypes[16].OneofWrappers = []any{
+	file_revokd_v1_cluster_proto_msgTypes[18].OneofWrappers = []any{
 		(*FingerprintKeysRequest_Add)(nil),
 		(*FingerprintKeysRequest_Use)(nil),
 		(*FingerprintKeysRequest_Drop)(nil),
@@ -1685,7 +1791,7 @@ func file_revokd_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_revokd_v1_cluster_proto_rawDesc), len(file_revokd_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -48,6 +48,8 @@ const (
 	ClusterServiceJoinProcedure = "/revokd.v1.ClusterService/Join"
 	// ClusterServiceLeaveProcedure is the fully-qualified name of the ClusterService's Leave RPC.
 	ClusterServiceLeaveProcedure = "/revokd.v1.ClusterService/Leave"
+	// ClusterServiceForgetProcedure is the fully-qualified name of the ClusterService's Forget RPC.
+	ClusterServiceForgetProcedure = "/revokd.v1.ClusterService/Forget"
 	// ClusterServiceChangeVotersProcedure is the fully-qualified name of the ClusterService's
 	// ChangeVoters RPC.
 	ClusterServiceChangeVotersProcedure = "/revokd.v1.ClusterService/ChangeVoters"
@@ -173,6 +175,9 @@ type ClusterServiceClient interface {
 	Join(context.Context, *connect.Request[v1.JoinRequest]) (*connect.Response[v1.JoinResponse], error)
 	// Leave ends the membership of this node: it tells the others and stops. It stays a voter until it is removed.
 	Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error)
+	// Forget makes a dead member count as one that has left, on this node and, unless told otherwise, on all others: nobody waits for it any more. Refused
+	// for one that is alive anywhere, and for a voter. Who comes back all the same is a member again.
+	Forget(context.Context, *connect.Request[v1.ForgetRequest]) (*connect.Response[v1.ForgetResponse], error)
 	// ChangeVoters adds, removes or accepts one voter. It returns when the change is in force, or says why it is not yet.
 	ChangeVoters(context.Context, *connect.Request[v1.ChangeVotersRequest]) (*connect.Response[v1.ChangeVotersResponse], error)
 	// GossipKeys lists or changes the keys of the gossip on this node and, unless told otherwise, on all others.
@@ -213,6 +218,12 @@ func NewClusterServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(clusterServiceMethods.ByName("Leave")),
 			connect.WithClientOptions(opts...),
 		),
+		forget: connect.NewClient[v1.ForgetRequest, v1.ForgetResponse](
+			httpClient,
+			baseURL+ClusterServiceForgetProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("Forget")),
+			connect.WithClientOptions(opts...),
+		),
 		changeVoters: connect.NewClient[v1.ChangeVotersRequest, v1.ChangeVotersResponse](
 			httpClient,
 			baseURL+ClusterServiceChangeVotersProcedure,
@@ -245,6 +256,7 @@ type clusterServiceClient struct {
 	members         *connect.Client[v1.MembersRequest, v1.MembersResponse]
 	join            *connect.Client[v1.JoinRequest, v1.JoinResponse]
 	leave           *connect.Client[v1.LeaveRequest, v1.LeaveResponse]
+	forget          *connect.Client[v1.ForgetRequest, v1.ForgetResponse]
 	changeVoters    *connect.Client[v1.ChangeVotersRequest, v1.ChangeVotersResponse]
 	gossipKeys      *connect.Client[v1.GossipKeysRequest, v1.GossipKeysResponse]
 	fingerprintKeys *connect.Client[v1.FingerprintKeysRequest, v1.FingerprintKeysResponse]
@@ -264,6 +276,11 @@ func (c *clusterServiceClient) Join(ctx context.Context, req *connect.Request[v1
 // Leave calls revokd.v1.ClusterService.Leave.
 func (c *clusterServiceClient) Leave(ctx context.Context, req *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error) {
 	return c.leave.CallUnary(ctx, req)
+}
+
+// Forget calls revokd.v1.ClusterService.Forget.
+func (c *clusterServiceClient) Forget(ctx context.Context, req *connect.Request[v1.ForgetRequest]) (*connect.Response[v1.ForgetResponse], error) {
+	return c.forget.CallUnary(ctx, req)
 }
 
 // ChangeVoters calls revokd.v1.ClusterService.ChangeVoters.
@@ -294,6 +311,9 @@ type ClusterServiceHandler interface {
 	Join(context.Context, *connect.Request[v1.JoinRequest]) (*connect.Response[v1.JoinResponse], error)
 	// Leave ends the membership of this node: it tells the others and stops. It stays a voter until it is removed.
 	Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error)
+	// Forget makes a dead member count as one that has left, on this node and, unless told otherwise, on all others: nobody waits for it any more. Refused
+	// for one that is alive anywhere, and for a voter. Who comes back all the same is a member again.
+	Forget(context.Context, *connect.Request[v1.ForgetRequest]) (*connect.Response[v1.ForgetResponse], error)
 	// ChangeVoters adds, removes or accepts one voter. It returns when the change is in force, or says why it is not yet.
 	ChangeVoters(context.Context, *connect.Request[v1.ChangeVotersRequest]) (*connect.Response[v1.ChangeVotersResponse], error)
 	// GossipKeys lists or changes the keys of the gossip on this node and, unless told otherwise, on all others.
@@ -330,6 +350,12 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 		connect.WithSchema(clusterServiceMethods.ByName("Leave")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clusterServiceForgetHandler := connect.NewUnaryHandler(
+		ClusterServiceForgetProcedure,
+		svc.Forget,
+		connect.WithSchema(clusterServiceMethods.ByName("Forget")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clusterServiceChangeVotersHandler := connect.NewUnaryHandler(
 		ClusterServiceChangeVotersProcedure,
 		svc.ChangeVoters,
@@ -362,6 +388,8 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 			clusterServiceJoinHandler.ServeHTTP(w, r)
 		case ClusterServiceLeaveProcedure:
 			clusterServiceLeaveHandler.ServeHTTP(w, r)
+		case ClusterServiceForgetProcedure:
+			clusterServiceForgetHandler.ServeHTTP(w, r)
 		case ClusterServiceChangeVotersProcedure:
 			clusterServiceChangeVotersHandler.ServeHTTP(w, r)
 		case ClusterServiceGossipKeysProcedure:
@@ -389,6 +417,10 @@ func (UnimplementedClusterServiceHandler) Join(context.Context, *connect.Request
 
 func (UnimplementedClusterServiceHandler) Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("revokd.v1.ClusterService.Leave is not implemented"))
+}
+
+func (UnimplementedClusterServiceHandler) Forget(context.Context, *connect.Request[v1.ForgetRequest]) (*connect.Response[v1.ForgetResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("revokd.v1.ClusterService.Forget is not implemented"))
 }
 
 func (UnimplementedClusterServiceHandler) ChangeVoters(context.Context, *connect.Request[v1.ChangeVotersRequest]) (*connect.Response[v1.ChangeVotersResponse], error) {

@@ -148,27 +148,35 @@ func TestAgentTellsItsSupervisor(t *testing.T) {
 	hear("STOPPING=1")
 }
 
-// A node that is told to end says good-bye to the others: they do not have to find out.
+// A node that is told to end says that it is leaving, for as long as its front goes on, and then good-bye: the others do not have to find out.
 func TestGoodBye(t *testing.T) {
 	start := func(name string, join ...string) *running {
 		return run(t, AgentConfig{
 			Dev: true, NodeName: name, APIAddr: "127.0.0.1:0", DataDir: t.TempDir(),
-			Cluster: ClusterConfig{GossipAddr: "127.0.0.1:0", Join: join},
+			Cluster: ClusterConfig{GossipAddr: "127.0.0.1:0", Join: join}, ShutdownDelay: 2 * time.Second,
 		})
 	}
 	n1 := start("n1")
 	n2 := start("n2", n1.url)
 	members := revokdv1connect.NewClusterServiceClient(http.DefaultClient, n1.url)
-	status := func(want string) func() bool {
+	n2Is := func(status, state string) func() bool {
 		return func() bool {
 			res, err := members.Members(t.Context(), connect.NewRequest(&revokdv1.MembersRequest{}))
 			if err != nil {
 				return false
 			}
-			return slices.ContainsFunc(res.Msg.GetMembers(), func(m *revokdv1.Member) bool { return m.GetName() == "n2" && m.GetStatus() == want })
+			return slices.ContainsFunc(res.Msg.GetMembers(), func(m *revokdv1.Member) bool {
+				return m.GetName() == "n2" && m.GetStatus() == status && m.GetState() == state
+			})
 		}
 	}
-	eventually(t, "n2 is there", status("alive"))
+	eventually(t, "n2 is there", n2Is("alive", "ready"))
 	n2.end()
-	eventually(t, "n2 has left", status("left"))
+	eventually(t, "n2 is leaving", n2Is("alive", "leaving"))
+	res, err := http.Get(n2.url + "/healthz")
+	if err != nil {
+		t.Fatalf("it was said when the front had ended: %v", err)
+	}
+	res.Body.Close()
+	eventually(t, "n2 has left", n2Is("left", "leaving"))
 }

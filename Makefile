@@ -56,7 +56,7 @@ partitions: ## a cluster in network namespaces: cuts and loss, REVOKD_PARTITION_
 
 .PHONY: figures
 figures: ## five fsyncing processes: 10 000 revocations a second for a minute until all have them, and a million in one stream with single ones beside it
-	REVOKD_FIGURES_RATE=10000 REVOKD_FIGURES_SECONDS=60 go test -count=1 -timeout 20m -run '^Test(Propagation|BulkBesideSingles)$$' -v ./internal/e2e
+	REVOKD_FIGURES_RATE=10000 REVOKD_FIGURES_SECONDS=60 REVOKD_FIGURES_BULK=1000000 go test -count=1 -timeout 20m -run '^Test(Propagation|BulkBesideSingles)$$' -v ./internal/e2e
 
 .PHONY: hostile
 hostile: ## every port attacked while others use it

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -187,6 +188,7 @@ type frontProgram struct {
 	id     string
 	model  frontModel
 	tokens []frontToken
+	seen   map[string]bool // what all programs came to
 }
 
 func (p *frontProgram) now() int64 { return p.clock.Now().UnixMilli() }
@@ -312,7 +314,9 @@ func (p *frontProgram) deny(by front, batch bool, claim, value string, stated, n
 	if got := outcome == revokdv1.Outcome_OUTCOME_ALREADY_EXPIRED; got != past {
 		p.Fatalf("%s by %s: %s, until %d at %d", claim, by.name, outcome, until, p.now())
 	}
-	if !past {
+	if past {
+		p.seen["already expired"] = true
+	} else {
 		key := [2]string{claim, value}
 		p.model.denied[key] = append(p.model.denied[key], frontRule{until: seconds(until)})
 	}
@@ -328,6 +332,7 @@ func (p *frontProgram) cutoff(by front, batch bool, sub, sid string, keep bool) 
 	_, err := p.revoke(by, batch, m)
 	p.done(by, "cutoff", err, refused)
 	if refused {
+		p.seen["keep refused"] = true
 		return
 	}
 	r := frontRule{at: p.now(), until: seconds(p.now() + frontLifetime.Milliseconds())}
@@ -354,6 +359,7 @@ func (p *frontProgram) ask() {
 			if got.GetError() != nil || !proto.Equal(got.GetResponse(), want) {
 				p.Fatalf("token %d: %s says %v, the node %v", j, by.name, got, want)
 			}
+			p.seen[want.GetVerdict().String()] = true
 		}
 		// Alone, it is the same.
 		one, err := by.client.Check(p.Context(), connect.NewRequest(m.GetItems()[0]))
@@ -374,6 +380,7 @@ func FuzzFronts(f *testing.F) {
 		"\x00\x00\x02\x00\x1b\x04\x07\x00",                 // which is denied
 		"\x00\x00\x14\x00\x07\x00\x1d\x00\x07\x00",         // blocked and not
 		"\x00\x00\x0c\x04\x06\x04\x06\x02\x07\x00",         // until the block ends
+		"\x00\x08\x06\x09\x07\x00",                         // long expired
 		"\x00\x08\x01\x01\x06\x04\x06\x05\x29\x01\x06\x00\x29\x01\x07\x00",
 		"\x00\x00\x0b\x04\x06\x00\x2b\x00\x07\x00\x06\x08\x06\x05\x06\x02\x07\x00",
 		"\x00\x04\x00\x00\x03\x00\x07\x00\x06\x00\x00\x04\x07\x00",
@@ -381,8 +388,12 @@ func FuzzFronts(f *testing.F) {
 		f.Add([]byte(program))
 	}
 	w := newFronts(f)
-	programs := 0
+	programs, seen := 0, map[string]bool{}
 	f.Cleanup(func() {
+		// The seeds have all of it; what a worker of the fuzzer is given, or a single input, need not.
+		if flag.Lookup("test.fuzz").Value.String() == "" && programs > 5 && len(seen) != 5 {
+			f.Errorf("%d programs came to %v only", programs, seen)
+		}
 		if err := w.stop(); err != nil {
 			f.Error(err)
 		}
@@ -394,7 +405,7 @@ func FuzzFronts(f *testing.F) {
 			}
 			w = newFronts(t)
 		}
-		p := &frontProgram{T: t, fronts: w, id: fmt.Sprint(programs), model: frontModel{
+		p := &frontProgram{T: t, fronts: w, id: fmt.Sprint(programs), seen: seen, model: frontModel{
 			denied: map[[2]string][]frontRule{}, cutoffs: map[string]frontRule{}, keeps: map[[2]string]frontRule{}, blocks: map[string]frontRule{},
 		}}
 		for i := 0; i+1 < min(len(program), 2*maxFrontSteps); i += 2 {

@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -159,6 +161,101 @@ func TestPresent(t *testing.T) {
 		}
 		if why, listed := present(m, "n2"); why != c.why || listed != c.listed {
 			t.Errorf("%s: %q %t, want %q %t", name, why, listed, c.why, c.listed)
+		}
+	}
+}
+
+// other is a node that is asked by this one.
+type other struct {
+	revokdv1connect.ClusterServiceClient
+	members       *revokdv1.MembersResponse
+	silent, fails error
+	told          []string
+}
+
+func (o *other) Members(context.Context, *connect.Request[revokdv1.MembersRequest]) (*connect.Response[revokdv1.MembersResponse], error) {
+	return connect.NewResponse(o.members), o.silent
+}
+
+func (o *other) Forget(_ context.Context, c *connect.Request[revokdv1.ForgetRequest]) (*connect.Response[revokdv1.ForgetResponse], error) {
+	o.told = append(o.told, fmt.Sprint(c.Msg.GetName(), " ", c.Msg.GetLocal()))
+	return connect.NewResponse(&revokdv1.ForgetResponse{}), o.fails
+}
+
+// Who is gone for this node and not for another one is not forgotten by anybody.
+func TestForgetAsksFirst(t *testing.T) {
+	n2 := &other{}
+	f := start(t, func(c *setup) {
+		c.paired = true
+		c.api.Peer = func(m cluster.Member) revokdv1connect.ClusterServiceClient {
+			if m.Name != "n2" {
+				t.Errorf("%s is asked", m.Name)
+			}
+			return n2
+		}
+	})
+	defer f.passing()()
+	for _, name := range []string{"n2", "n3"} { // n3 has gone: nobody asks it
+		m, err := cluster.New(cluster.Config{
+			Name: name, Bind: "127.0.0.1:0", Seeds: []string{f.node.Gossip().Local().Addr.String()},
+			Meta: func() cluster.Meta { return cluster.Meta{State: cluster.Ready} },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() {
+			if err := m.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		t.Cleanup(func() { stop(); running.Wait() })
+		is := func(want cluster.Status) {
+			t.Helper()
+			eventually(t, fmt.Sprint(name, " is ", want), func() bool {
+				return slices.ContainsFunc(f.node.Gossip().Members(), func(m cluster.Member) bool { return m.Name == name && m.Status == want })
+			})
+		}
+		is(cluster.Alive)
+		if name == "n3" {
+			if err := m.Leave(ctx); err != nil {
+				t.Fatal(err)
+			}
+			is(cluster.Left)
+		}
+	}
+	service := revokdv1connect.NewClusterServiceClient(f.http, f.url)
+	sees := func(status string, voters ...string) *revokdv1.MembersResponse {
+		return &revokdv1.MembersResponse{Members: []*revokdv1.Member{{Name: "n3", Status: status}}, Voters: &revokdv1.Voters{Names: voters}}
+	}
+	for _, c := range []struct {
+		name string
+		n2   other
+		req  *revokdv1.ForgetRequest
+		why  string // not
+		told string
+	}{
+		{"alive there", other{members: sees("alive")}, &revokdv1.ForgetRequest{Name: "n3"}, "for n2 it is alive", "[]"},
+		{"a voter there", other{members: sees("dead", "n3")}, &revokdv1.ForgetRequest{Name: "n3"}, "for n2 it is a voter (revokd voters remove n3)", "[]"},
+		{"no answer", other{silent: errors.New("refused")}, &revokdv1.ForgetRequest{Name: "n3"}, "n2 does not answer: refused", "[]"},
+		{"nobody's", other{members: sees("dead")}, &revokdv1.ForgetRequest{Name: "n4"}, "no node lists it", "[]"},
+		{"itself", other{members: sees("dead")}, &revokdv1.ForgetRequest{Name: "n1"}, "for n1 it is alive", "[]"},
+		{"no name", other{members: sees("dead")}, &revokdv1.ForgetRequest{}, "the name of a member", "[]"},
+		{"not told", other{members: sees("dead"), fails: errors.New("refused")}, &revokdv1.ForgetRequest{Name: "n3"}, "not yet on n2: refused", "[n3 true]"},
+		{"gone", other{members: sees("dead")}, &revokdv1.ForgetRequest{Name: "n3"}, "", "[n3 true]"},
+		{"listed there only", other{members: &revokdv1.MembersResponse{Members: []*revokdv1.Member{{Name: "n5", Status: "dead"}}}}, &revokdv1.ForgetRequest{Name: "n5"}, "", "[n5 true]"},
+		{"here only, alive", other{}, &revokdv1.ForgetRequest{Name: "n2", Local: true}, "for n1 it is alive", "[]"},
+		{"here only, unlisted", other{}, &revokdv1.ForgetRequest{Name: "n4", Local: true}, "", "[]"},
+	} {
+		*n2 = c.n2
+		_, err := service.Forget(t.Context(), connect.NewRequest(c.req))
+		why := ""
+		if err != nil {
+			why = f.connectError(err).detail.GetLimit()
+		}
+		if why != c.why || fmt.Sprint(n2.told) != c.told {
+			t.Errorf("%s: %q, told %v; want %q, %s", c.name, why, n2.told, c.why, c.told)
 		}
 	}
 }

@@ -34,7 +34,7 @@ var mutants = map[string]struct {
 		confirms, views := voteOf(t, 7, false, mutant)
 		return []bool{!confirms, !views}
 	}},
-	"other-hash": {"they count under other voters too", "TestVotesCountUnderOneConfiguration", func(t *testing.T, mutant string) []bool {
+	"other-hash": {"acknowledgements and views count under other voters too", "TestVotesCountUnderOneConfiguration", func(t *testing.T, mutant string) []bool {
 		confirms, views := voteOf(t, 8, true, mutant)
 		return []bool{!confirms, !views}
 	}},

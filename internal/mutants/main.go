@@ -117,18 +117,19 @@ func run(names []string, markdown bool) error {
 		found = append(found, f)
 		fmt.Fprintf(os.Stderr, "%-22s %s\n", f.name, f.by)
 	}
+	var errs error
 	if all {
 		for _, pkg := range tables {
 			more, err := table(pkg)
-			if err != nil {
-				return err
-			}
-			found = append(found, more...)
+			found, errs = append(found, more...), errors.Join(errs, err)
 		}
 	}
 	print(found, markdown)
 	if len(missed) > 0 {
-		return fmt.Errorf("not caught: %s", strings.Join(missed, ", "))
+		errs = errors.Join(fmt.Errorf("not caught: %s", strings.Join(missed, ", ")), errs)
+	}
+	if errs != nil {
+		return errs
 	}
 	fmt.Fprintf(os.Stderr, "mutants: all %d caught\n", len(found))
 	return nil

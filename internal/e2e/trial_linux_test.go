@@ -84,14 +84,15 @@ type embedded struct {
 }
 
 // newTrial makes a cluster of n nodes with embedded clients, two with all records and one with a filter.
-func newTrial(t *testing.T, n int, tags string, seed uint64) *trial {
+// behind is how far the time of a node may be.
+func newTrial(t *testing.T, n int, tags string, seed uint64, behind time.Duration) *trial {
 	t.Helper()
 	w := newFaultyNetwork(t, n, tags)
 	w.run("ca", "issue", "client", "sub", "--role", "subscriber", "--ca", w.path("ca"), "--out", w.path("tls"))
 	w.form()
 	tr := &trial{
 		network: w, seed: seed, starts: map[*member]*generation{},
-		judge: history.New(history.Config{MaxStaleness: staleness, Slack: slack}),
+		judge: history.New(history.Config{MaxStaleness: staleness, Slack: slack, Behind: behind}),
 	}
 	for _, m := range w.nodes {
 		tr.starts[m] = &generation{}

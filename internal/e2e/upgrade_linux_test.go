@@ -149,7 +149,7 @@ func (tr *trial) roll(what, program string, ids *[]string) {
 func TestUpgrade(t *testing.T) {
 	rounds := fromEnv(t, "REVOKD_UPGRADE_ROUNDS", 1)
 	noLeaks(t)
-	tr := newTrial(t, 3, "faults", 1)
+	tr := newTrial(t, 3, "faults", 1, afterStart)
 	tr.next = program(t, nextTags)
 	rng := rand.New(rand.NewPCG(1, 0))
 	tr.start(2000)

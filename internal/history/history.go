@@ -62,6 +62,7 @@ type Config struct {
 	MaxStaleness time.Duration // of the replicas
 	Slack        time.Duration // how long beyond ExpiresAt a record is enforced at least
 	Overdue      time.Duration // how long beyond that at most; 0: any time
+	Behind       time.Duration // how far a replica's time may be behind, after a start or with a wrong clock: for so long it may know again what it had forgotten
 }
 
 // maxViolations bounds how many are kept; all are counted.
@@ -217,7 +218,7 @@ func (r *Replica) Saw(rev *Revocation, began, ended time.Duration, v revocation.
 		switch {
 		case ended < rev.invoked || outcome == Refused && began > at:
 			j.broke(False, r.name, rev.ID, "revoked at %s, asked for at %s, outcome %d", ended, rev.invoked, outcome)
-		case s.process&forgotten != 0 && began > over:
+		case s.process&forgotten != 0 && began > over+j.cfg.Behind:
 			j.broke(Resurrected, r.name, rev.ID, "revoked at %s, was forgotten before; its time was over at %s", ended, over)
 		case j.cfg.Overdue > 0 && began > over+j.cfg.Overdue:
 			j.broke(Overdue, r.name, rev.ID, "revoked at %s; its time was over at %s", began, over)

@@ -51,7 +51,8 @@ func TestHistories(t *testing.T) {
 		{"early", 1 * s, 2 * s, Quorum, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 101 * s, ended: 109 * s, verdict: active}}, []Kind{Early}},
 		{"early, never seen before", 1 * s, 2 * s, Quorum, []check{{began: 101 * s, ended: 109 * s, verdict: active}}, []Kind{Early}},
 		{"over", 1 * s, 2 * s, Quorum, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 109 * s, ended: 110 * s, verdict: active}}, nil},
-		{"resurrected", 1 * s, 2 * s, Quorum, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 110 * s, ended: 110 * s, verdict: active}, {began: 111 * s, ended: 111 * s, verdict: revoked}}, []Kind{Resurrected}},
+		{"resurrected", 1 * s, 2 * s, Quorum, []check{{began: 2 * s, ended: 2 * s, verdict: revoked}, {began: 110 * s, ended: 110 * s, verdict: active}, {began: 113*s + 1, ended: 114 * s, verdict: revoked}}, []Kind{Resurrected}},
+		{"resurrected by a clock that is behind", 1 * s, 2 * s, Quorum, []check{{began: 110 * s, ended: 110 * s, verdict: active}, {began: 111 * s, ended: 111 * s, verdict: revoked}}, nil},
 		{"overdue", 1 * s, 2 * s, Quorum, []check{{began: 140*s + 1, ended: 141 * s, verdict: revoked}}, []Kind{Overdue}},
 		{"refused and there", 1 * s, 2 * s, Refused, []check{{began: 2*s + 1, ended: 3 * s, verdict: revoked}}, []Kind{False}},
 		{"there before it was asked for", 1 * s, 2 * s, Quorum, []check{{began: 0, ended: 1*s - 1, verdict: revoked}}, []Kind{False}},
@@ -61,7 +62,7 @@ func TestHistories(t *testing.T) {
 		{"over at the end", 1 * s, 2 * s, Quorum, []check{{began: 110 * s, verdict: active, final: true}}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			j := New(Config{MaxStaleness: 3 * s, Slack: 10 * s, Overdue: 30 * s})
+			j := New(Config{MaxStaleness: 3 * s, Slack: 10 * s, Overdue: 30 * s, Behind: 3 * s})
 			now := test.asked
 			j.now = func() time.Duration { return now }
 			rev := j.Invoke("id", 100*s)

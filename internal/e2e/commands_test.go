@@ -147,7 +147,7 @@ func TestClusterByCommand(t *testing.T) {
 		return append([]string{"revoke", "--issuer", "https://id.example", "--jti", id, "--ttl", "1h"}, args...)
 	}
 	o.until("n1", 0, ` ack all confirmed n1, n2, n3$`, revoke("all", "--ack", "all")...)
-	o.until("n1", 0, `^n2 .*[a-zµ]s +[0-9.]+(ms|µs|s)$`, "members") // its lag has been measured
+	o.until("n1", 0, `^n2 .*[a-zµ]s +[0-9.]+(ms|µs|s)$`, "members")                   // its lag has been measured
 	o.until("n1", 0, `^n2 +alive +ready +yes +yes +\S+ +[0-9a-f]{16} +1 `, "members") // and so has what it holds been counted
 	o.says("n1", 0, `^voters +n1, n2, n3 \(list \d+, this node votes\)$`, "status")
 	o.says("n1", 0, `^connected +2 nodes, 0 client replicas$`, "status")

@@ -40,7 +40,14 @@ func messages() [][]byte {
 		one(frameScanned, func(w *writer) { w.uint(1); w.records(r[:]); w.fixed(1) }),
 		one(frameScanEnd, func(w *writer) { w.uint(1) }),
 		one(frameProbe, func(w *writer) { w.uint(1) }),
-		one(frameAnswer, func(w *writer) { w.uint(1); w.uint(2); w.uint(3); w.uint(1); w.uint(4); w.uint(5) }),
+		one(frameAnswer, func(w *writer) {
+			w.uint(1)
+			w.uint(2)
+			w.uint(3)
+			w.uint(1)
+			w.uint(4)
+			w.uint(5)
+		}),
 		one(frameControl, func(w *writer) { w.uint(1) }),
 		one(frameAudit, func(w *writer) { w.uint(1); w.uint(2); w.uint(1); w.fixed(id); w.uint(1) }),
 		one(frameSums, func(w *writer) { w.uint(1); w.uint(0); w.records(make([]byte, 256*8)) }),

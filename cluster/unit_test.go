@@ -273,7 +273,7 @@ func FuzzMeta(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m Meta
 		var err error
-		alloctest.AtMost(t, 4*len(b)+4<<10, func() { m, err = decodeMeta(b) })
+		alloctest.AtMost(t, 4*len(b)+64<<10, func() { m, err = decodeMeta(b) })
 		if err != nil {
 			if m != (Meta{}) || !errors.Is(err, ErrMeta) {
 				t.Fatal("an error with content")

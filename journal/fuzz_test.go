@@ -39,7 +39,7 @@ func FuzzFrame(f *testing.F) {
 		}
 		var got frame
 		var err error
-		alloctest.AtMost(t, 4<<10, func() { got, err = parseFrame(b, size, segment, offset) })
+		alloctest.AtMost(t, 64<<10, func() { got, err = parseFrame(b, size, segment, offset) })
 		if err != nil {
 			if !errors.Is(err, errFrame) || got.size != 0 {
 				t.Fatalf("%+v, %v", got, err)
@@ -47,7 +47,7 @@ func FuzzFrame(f *testing.F) {
 			return
 		}
 		var meta []Meta
-		alloctest.AtMost(t, 20*len(b)+4<<10, func() { meta = got.meta() }) // an entry of 8 bytes is one of 40
+		alloctest.AtMost(t, 20*len(b)+64<<10, func() { meta = got.meta() }) // an entry of 8 bytes is one of 40
 		build := frameBuilder{recordSize: size}
 		build.begin(got.typ, segment)
 		build.addRecords(got.records)
@@ -79,7 +79,7 @@ func FuzzLayout(f *testing.F) {
 				t.Fatalf("%s: %q becomes %q", what, b, again)
 			}
 		}
-		alloctest.AtMost(t, 16*len(b)+16<<10, func() {
+		alloctest.AtMost(t, 16*len(b)+64<<10, func() {
 			switch text, err := parseFormat(b); {
 			case err == nil:
 				same("FORMAT", text.encode())

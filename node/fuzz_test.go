@@ -25,7 +25,7 @@ func FuzzDisk(f *testing.F) {
 		var e entry
 		var o replication.Origin
 		var err, errOrigin error
-		alloctest.AtMost(t, 4*len(b)+4<<10, func() {
+		alloctest.AtMost(t, 4*len(b)+64<<10, func() {
 			e.record, e.dot, err = parseEntry(b)
 			o, errOrigin = parseOrigin(b)
 		})

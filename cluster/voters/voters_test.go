@@ -408,7 +408,7 @@ func FuzzMessage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var msg message
 		var err error
-		alloctest.AtMost(t, 4*len(data)+16<<10, func() { msg, err = decodeMessage(data) }) // 64 voters of 40 bytes and their names, twice
+		alloctest.AtMost(t, 4*len(data)+64<<10, func() { msg, err = decodeMessage(data) }) // 64 voters of 40 bytes and their names, twice
 		if err == nil && !bytes.Equal(msg.encode(), data) {
 			t.Error("a message has two encodings")
 		}

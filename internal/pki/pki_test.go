@@ -789,7 +789,7 @@ func FuzzIdentity(f *testing.F) {
 			return // x509 refuses it
 		}
 		var id Identity
-		alloctest.AtMost(t, 40*len(text)+16<<10, func() { id, err = identityOf(&x509.Certificate{URIs: []*url.URL{u}}) })
+		alloctest.AtMost(t, 40*len(text)+64<<10, func() { id, err = identityOf(&x509.Certificate{URIs: []*url.URL{u}}) })
 		switch {
 		case err != nil && (!errors.Is(err, ErrNoIdentity) || id != Identity{}):
 			t.Fatalf("%+v, %v", id, err)

@@ -73,7 +73,7 @@ func FuzzParseKeys(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var k Keys
 		var err error
-		alloctest.AtMost(t, 4<<10, func() { k, err = ParseKeys(b) })
+		alloctest.AtMost(t, 64<<10, func() { k, err = ParseKeys(b) })
 		switch {
 		case err != nil && (!errors.Is(err, revocation.ErrKey) || k != Keys{}):
 			t.Fatalf("%+v, %v", k, err)

@@ -267,24 +267,83 @@ func (f *filter) readMessage(r *bufio.Reader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	clean := bytes.NewBuffer([]byte{kind})
 	switch kind {
 	case msgPushPull:
 		return f.states(r)
 	case msgPing, msgAck, msgError:
-		// As far as the decoder reads it; memberlist takes the fields.
+		b, err := value(r) // memberlist takes the fields
+		if err != nil {
+			return nil, err
+		}
 		var message struct{ SeqNo uint32 }
-		err := codec.NewDecoder(io.TeeReader(r, clean), handle).Decode(&message)
-		return clean.Bytes(), err
+		return append([]byte{kind}, b...), decode(b, &message)
 	}
 	return nil, errForbidden
 }
 
+// value reads one value of MessagePack as it is (https://github.com/msgpack/msgpack/blob/master/spec.md). The decoder of the library takes memory for what a length
+// announces, up to 4 GiB, before it reads from a stream; this takes memory for what comes. The reader bounds that.
+func value(r *bufio.Reader) ([]byte, error) {
+	var b bytes.Buffer
+	for values := int64(1); values > 0; values-- {
+		head, err := r.ReadByte()
+		if err != nil {
+			return nil, err
+		}
+		b.WriteByte(head)
+		length := func(size int64) (n int64) { // what the next bytes say
+			if _, err = io.CopyN(&b, r, size); err != nil {
+				return 0
+			}
+			for _, c := range b.Bytes()[int64(b.Len())-size:] {
+				n = n<<8 | int64(c)
+			}
+			return n
+		}
+		var content int64
+		switch {
+		case head <= 0x7f || head >= 0xe0 || head == 0xc0 || head == 0xc2 || head == 0xc3: // small integers, nil, booleans
+		case head <= 0x8f:
+			values += 2 * int64(head&0x0f)
+		case head <= 0x9f:
+			values += int64(head & 0x0f)
+		case head <= 0xbf:
+			content = int64(head & 0x1f)
+		case head == 0xc1:
+			return nil, errForbidden
+		case head <= 0xc6: // bytes
+			content = length(1 << (head - 0xc4))
+		case head <= 0xc9: // an extension has a type too
+			content = length(1<<(head-0xc7)) + 1
+		case head <= 0xcb:
+			content = 4 << (head - 0xca)
+		case head <= 0xcf:
+			content = 1 << (head - 0xcc)
+		case head <= 0xd3:
+			content = 1 << (head - 0xd0)
+		case head <= 0xd8:
+			content = 1<<(head-0xd4) + 1
+		case head <= 0xdb:
+			content = length(1 << (head - 0xd9))
+		case head <= 0xdd:
+			values += length(2 << (head - 0xdc))
+		default:
+			values += 2 * length(2<<(head-0xde))
+		}
+		if err == nil {
+			_, err = io.CopyN(&b, r, content)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return b.Bytes(), nil
+}
+
 // states reads an exchange of states and writes it again without the entries that may not pass.
-func (f *filter) states(r io.Reader) ([]byte, error) {
-	dec := codec.NewDecoder(r, handle)
+func (f *filter) states(r *bufio.Reader) ([]byte, error) {
 	var header stateHeader
-	if err := dec.Decode(&header); err != nil {
+	if err := next(r, &header); err != nil {
 		return nil, err
 	}
 	if header.UserStateLen != 0 || header.Nodes < 0 || header.Nodes > maxStates {
@@ -293,7 +352,7 @@ func (f *filter) states(r io.Reader) ([]byte, error) {
 	var pass []state
 	for range header.Nodes {
 		var s state
-		if err := dec.Decode(&s); err != nil {
+		if err := next(r, &s); err != nil {
 			return nil, err
 		}
 		if f.state(&s) {
@@ -308,6 +367,15 @@ func (f *filter) states(r io.Reader) ([]byte, error) {
 		err = errors.Join(err, enc.Encode(&pass[i]))
 	}
 	return clean.Bytes(), err
+}
+
+// next decodes the next value of a stream.
+func next(r *bufio.Reader, into any) error {
+	b, err := value(r)
+	if err != nil {
+		return err
+	}
+	return decode(b, into)
 }
 
 func (f *filter) state(s *state) bool {

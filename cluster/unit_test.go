@@ -1,9 +1,11 @@
 package cluster
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-msgpack/v2/codec"
 	"github.com/hashicorp/memberlist"
 
 	"github.com/revokd/revokd/internal/alloctest"
@@ -339,6 +342,55 @@ func FuzzPacket(f *testing.F) {
 			t.Fatalf("%x passes, and of it %x", pass, again)
 		}
 	})
+}
+
+// A value is read to its end and no further, whatever it is made of.
+func TestValue(t *testing.T) {
+	long := strings.Repeat("x", 70_000)
+	list := make([]any, 70_000)
+	for _, v := range []any{
+		nil, true, false, 0, 127, 128, 255, 256, 65_536, 1 << 40, -1, -32, -33, -129, -40_000, -1 << 40, 1.5, float32(1.5),
+		"", "a", long[:31], long[:32], long[:255], long[:256], long, []byte{}, []byte(long[:40]), []byte(long), []int{}, []int{1, 2, 3}, list[:16], list,
+		map[string]any{}, map[string]any{"a": []any{1, "b", map[string]int{"c": 1}}}, alive{1, "b", []byte{1, 2, 3, 4}, 5, nil, vsn},
+	} {
+		for _, ext := range []bool{false, true} {
+			var b bytes.Buffer
+			h := new(codec.MsgpackHandle)
+			h.WriteExt = ext
+			if err := codec.NewEncoder(&b, h).Encode(v); err != nil {
+				t.Fatal(err)
+			}
+			want := bytes.Clone(b.Bytes())
+			b.WriteByte(0x91) // the next one
+			r := bufio.NewReader(&b)
+			got, err := value(r)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("%.40v: %d bytes of %d, %v", v, len(got), len(want), err)
+			}
+			if rest, _ := io.ReadAll(r); len(rest) != 1 {
+				t.Fatalf("%.40v: %d bytes are left", v, len(rest))
+			}
+			for n := range min(len(want), 300) {
+				if _, err := value(bufio.NewReader(bytes.NewReader(want[:n]))); err == nil {
+					t.Fatalf("%.40v: whole after %d of %d bytes", v, n, len(want))
+				}
+			}
+		}
+	}
+	for head, size := range map[byte]int{0xc7: 3, 0xc8: 4, 0xc9: 6, 0xd4: 3, 0xd5: 4, 0xd6: 6, 0xd7: 10, 0xd8: 18} { // extensions, of one byte where they say how many
+		b := make([]byte, 1, size+2)
+		b[0] = head
+		if b = b[:size]; head < 0xd0 {
+			b[size-2] = 1
+			b = b[:size+1]
+		}
+		if got, err := value(bufio.NewReader(bytes.NewReader(append(bytes.Clone(b), 0xc0)))); err != nil || !bytes.Equal(got, b) {
+			t.Errorf("%x: %x, %v", b, got, err)
+		}
+	}
+	if _, err := value(bufio.NewReader(bytes.NewReader([]byte{0xc1}))); !errors.Is(err, errForbidden) {
+		t.Error(err)
+	}
 }
 
 func FuzzStream(f *testing.F) {

@@ -45,7 +45,8 @@ type Replica struct {
 	out   Outputs
 
 	reg     registry
-	own     [lanes]*origin // of this run, by lane; nil before the first record
+	own     [lanes]*origin      // of this run, by lane; nil before the first record
+	failed  map[OriginID]uint32 // indices of origins of this run whose first write failed, and may be on disk all the same
 	log     hotLog
 	version uint64 // counts vector movements
 	changed []uint64
@@ -190,7 +191,7 @@ func New(cfg Config, store Store, origins []Origin, vector []VectorEntry) (*Repl
 	}
 	r := &Replica{
 		cfg: cfg, store: store, reg: newRegistry(), peers: make(map[PeerID]*peer), views: make(map[string]time.Duration),
-		audits: make(map[string]time.Duration), meters: make(map[string]*meter), log: hotLog{limit: cfg.LogBytes}, looking: !cfg.Client,
+		failed: make(map[OriginID]uint32), audits: make(map[string]time.Duration), meters: make(map[string]*meter), log: hotLog{limit: cfg.LogBytes}, looking: !cfg.Client,
 	}
 	for _, o := range origins {
 		if o.Index == 0 || o.Index >= 1<<24 || o.ID == 0 || r.reg.byID[o.ID] != nil || r.reg.get(o.Index) != nil {
@@ -230,7 +231,7 @@ func New(cfg Config, store Store, origins []Origin, vector []VectorEntry) (*Repl
 // than the first record with a number of it. The one before is dropped if none of its records was written. Its index does not come again: a write that failed may be
 // on disk all the same, and the next start would take its records for others'.
 func (r *Replica) NewOrigin(id OriginID) (index uint32, err error) {
-	if r.reg.byID[id] != nil || id < lanes {
+	if _, failed := r.failed[id]; failed || r.reg.byID[id] != nil || id < lanes {
 		return 0, errors.New("replication: the origin exists")
 	}
 	before := r.own[id.Lane()]
@@ -238,6 +239,9 @@ func (r *Replica) NewOrigin(id OriginID) (index uint32, err error) {
 		r.reg.drop(before)
 		if !r.without("reuse-index") {
 			r.reg.free = r.reg.free[:len(r.reg.free)-1]
+		}
+		if len(r.failed) < MaxOrigins { // a clone with as many failures behind it would have to have the name of a later one
+			r.failed[before.ID] = before.Index
 		}
 		before = nil
 	}
@@ -678,6 +682,13 @@ func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 		in.Node = string(node)
 		// Of this node, and not on its disk: that was lost, and what comes of it now comes in any order, so the last number is no vector at a start.
 		in.Partial = in.Node == r.cfg.Name && !r.cfg.Client && !r.without("lost-origin-whole")
+		if index, failed := r.failed[in.ID]; failed {
+			if in.Node != r.cfg.Name {
+				return fmt.Errorf("%w: an origin of two nodes", ErrProtocol)
+			}
+			// A clone of this node has written under it. On disk an origin stands once, and what stands there under its numbers is other content.
+			in.Index, in.Fenced = index, true
+		}
 		if in.Node == r.cfg.Name && r.leveled {
 			r.stats.Impostors++ // this node would know it, unless its disk was lost
 		}
@@ -689,6 +700,7 @@ func (r *Replica) receiveOrigin(p *peer, f *reader) error {
 		if o = r.reg.add(in); o == nil {
 			return fmt.Errorf("%w: more than %d origins", ErrRefused, MaxOrigins)
 		}
+		delete(r.failed, in.ID)
 		r.out.Origins = append(r.out.Origins, o.Origin)
 	} else if o.Node != string(node) {
 		return fmt.Errorf("%w: an origin of two nodes", ErrProtocol)

@@ -44,7 +44,7 @@ func FuzzConfig(f *testing.F) {
 		var s *settings
 		var err error
 		// A node of YAML, of one letter, is a value of 160 bytes; and a key that is unknown is compared with those that are known.
-		alloctest.AtMost(t, 500*min(len(b), maxConfigFile)+256<<10, func() {
+		alloctest.AtMost(t, 1000*min(len(b), maxConfigFile)+256<<10, func() {
 			var cmd *cobra.Command
 			cmd, s = someFlags(t)
 			err = s.read(cmd, path, bytes.NewReader(b))

@@ -199,7 +199,7 @@ func FuzzIssuers(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var issuers []token.Issuer
 		var err error
-		alloctest.AtMost(t, 400*len(b)+64<<10, func() { issuers, err = parseIssuers(b, "/etc/revokd/issuers.json") }) // an issuer of three bytes is one of 200, twice
+		alloctest.AtMost(t, 500*len(b)+256<<10, func() { issuers, err = parseIssuers(b, "/etc/revokd/issuers.json") }) // an issuer of three bytes is one of 200, twice
 		if (len(issuers) == 0) == (err == nil) {
 			t.Fatalf("%d issuers, %v", len(issuers), err)
 		}

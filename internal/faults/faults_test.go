@@ -67,7 +67,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var s Settings
 		var err error
-		alloctest.AtMost(t, 40*min(len(b), MaxFile)+64<<10, func() { s, err = Parse(b) })
+		alloctest.AtMost(t, 80*min(len(b), MaxFile)+64<<10, func() { s, err = Parse(b) })
 		if err != nil {
 			if !errors.Is(err, ErrSettings) {
 				t.Fatalf("error without its sentinel: %v", err)

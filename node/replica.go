@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -55,10 +56,31 @@ type replica struct {
 
 // news is what the next batch of the journal brings beside its records.
 type news struct {
-	mu      sync.Mutex
+	mu     sync.Mutex
+	latest originChanges // since the last batch
+	failed originChanges // what batches have not brought, which is older
+	urgent bool          // a start must not miss it: it does not wait for the next batch
+}
+
+// originChanges is what is to be done about origins, by index: dropped first.
+type originChanges struct {
 	origins map[uint32]replication.Origin
 	dropped map[uint32]bool
-	urgent  bool // a start must not miss it: it does not wait for the next batch
+}
+
+func newOriginChanges() originChanges {
+	return originChanges{make(map[uint32]replication.Origin), make(map[uint32]bool)}
+}
+
+// add adds what comes behind.
+func (c originChanges) add(dropped []uint32, origins []replication.Origin) {
+	for _, index := range dropped {
+		c.dropped[index] = true
+		delete(c.origins, index)
+	}
+	for _, o := range origins {
+		c.origins[o.Index] = o
+	}
 }
 
 // maxReissues bounds content that waits for a dot of this node; the state machine asks again for what is left out.
@@ -70,7 +92,7 @@ const maxPeerBytes = 64 << 20
 func newReplica(n *Node) *replica {
 	r := &replica{
 		n: n, epoch: random(), sessions: make(map[replication.PeerID]*session), byName: make(map[string]*session), wake: make(chan struct{}, 1), unnamedReady: make(chan struct{}, 1),
-		disk: news{origins: make(map[uint32]replication.Origin), dropped: make(map[uint32]bool)},
+		disk: news{latest: newOriginChanges(), failed: newOriginChanges()},
 	}
 	r.room = sync.NewCond(&r.mu)
 	return r
@@ -431,16 +453,12 @@ type broughtOrigins struct {
 	dropped []uint32 // indices; one of origins may have it by now
 }
 
+// add takes in what a step has found: it names no origin behind dropping its index.
 func (d *news) add(origins []replication.Origin, dropped []uint32) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, o := range origins {
-		d.origins[o.Index] = o
-	}
-	for _, index := range dropped {
-		d.dropped[index] = true
-		delete(d.origins, index)
-	}
+	d.latest.add(nil, origins)
+	d.latest.add(dropped, nil)
 }
 
 // urge says that what is here must be on disk soon.
@@ -454,34 +472,27 @@ func (d *news) urge() {
 func (d *news) waits() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.urgent && len(d.origins) > 0
+	return d.urgent && len(d.latest.origins)+len(d.failed.origins) > 0
 }
 
-// again takes back what a batch has not brought to the disk; what has come since is newer.
+// again takes back what a batch has not brought to the disk. What is committed together fails together, and comes here in its order: a batch may have dropped what
+// one before it was to bring.
 func (d *news) again(b broughtOrigins) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, o := range b.origins {
-		if _, newer := d.origins[o.Index]; !newer && !d.dropped[o.Index] {
-			d.origins[o.Index] = o
-		}
-	}
-	for _, index := range b.dropped {
-		d.dropped[index] = true
-	}
+	d.failed.add(b.dropped, b.origins)
 }
 
 // take returns what has to be written, and forgets it.
 func (d *news) take() (b broughtOrigins) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, o := range d.origins {
-		b.origins = append(b.origins, o)
+	all := d.failed
+	all.add(slices.Collect(maps.Keys(d.latest.dropped)), slices.Collect(maps.Values(d.latest.origins)))
+	b = broughtOrigins{origins: slices.Collect(maps.Values(all.origins)), dropped: slices.Collect(maps.Keys(all.dropped))}
+	for _, c := range []originChanges{d.latest, d.failed} {
+		clear(c.origins)
+		clear(c.dropped)
 	}
-	for index := range d.dropped {
-		b.dropped = append(b.dropped, index)
-	}
-	clear(d.origins)
-	clear(d.dropped)
 	return b
 }

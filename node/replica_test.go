@@ -392,6 +392,25 @@ func TestOriginIndexAgain(t *testing.T) {
 }
 
 // What covers an item of a stream has to be held by as many as what it writes.
+// A commit fails of which the first batch brought an origin that the second one dropped, with another one under its index.
+func TestOriginIndexAgainInOneCommit(t *testing.T) {
+	d := &newReplica(&Node{}).disk
+	d.add([]replication.Origin{{Index: 5, ID: 50}}, nil)
+	first := d.take()
+	d.add(nil, []uint32{5})
+	d.add([]replication.Origin{{Index: 5, ID: 52}}, nil)
+	second := d.take()
+	d.again(first)
+	d.again(second)
+	b := d.take()
+	if len(b.dropped) != 1 || b.dropped[0] != 5 {
+		t.Errorf("dropped %v, want 5", b.dropped)
+	}
+	if len(b.origins) != 1 || b.origins[0].ID != 52 {
+		t.Errorf("origins %v, want only 52", b.origins)
+	}
+}
+
 func TestConfirmCovered(t *testing.T) {
 	m := newMesh(t, Config{Durability: DurabilityMemory, Key: revocation.Key{1}}, "a", "b", "c")
 	m.ready()

@@ -67,6 +67,7 @@ type Replica struct {
 	renaming bool
 
 	scan    *scan
+	copied  bool // a scan has ended: one in parts brings only what all their servers hold, and what is lacking now may be what one of them has hidden
 	serving int
 
 	keys        []byte
@@ -167,6 +168,7 @@ type peer struct {
 	gotScan   uint64
 	saidScan  uint64
 	busyUntil time.Duration
+	scanAt    time.Duration // when it was last asked for a part
 
 	rtt    time.Duration
 	offset int64 // of its wall clock, milliseconds

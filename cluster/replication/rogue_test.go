@@ -437,3 +437,54 @@ func fencedVotes(t testing.TB, mutant string) bool {
 	}
 	return votes
 }
+
+// One of two peers says that it holds what only a scan brings, and its scans are empty. The other one is asked too, and is the only server of what follows a scan that was divided.
+func TestScanOfWhoHasNothing(t *testing.T) {
+	r, err := New(testConfig("a"), newTable(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := Now{Mono: time.Hour, Wall: 1_800_000_000_000, Guarded: 1_800_000_000_000}
+	const id, holds = OriginID(1000), 50
+	names := map[PeerID]string{1: "r", 2: "b"}
+	for peer := PeerID(1); peer <= 2; peer++ {
+		r.Step(now, Connected{Peer: peer, Name: names[peer]})
+		r.Step(now, Received{peer, frames(func(w *writer) {
+			w.hello(hello{1, 0, names[peer], Incarnation{byte(peer)}, 1, false, true})
+			w.names(5, id, "c", 0, 0, false)
+			w.claims(5, holds)
+			w.below(&origin{Origin: Origin{ID: id}, floor: holds})
+		})})
+	}
+	for end := now.Mono + 5*time.Second; now.Mono < end && r.reg.byID[id].applied < holds; now.Mono += 10 * time.Millisecond {
+		r.Step(now, Tick{})
+		for peer := PeerID(1); peer <= 2; peer++ {
+			in := reader{b: r.Fill(now, peer, nil)}
+			for kind, f, ok := in.next(); ok; kind, f, ok = in.next() {
+				if kind != frameScan {
+					continue
+				}
+				scan := f.uint()
+				r.Step(now, Received{peer, frames(func(w *writer) {
+					w.frame(frameScanBegin)
+					w.uint(scan)
+					w.flag(true)
+					if peer == 1 {
+						w.uint(0)
+					} else {
+						w.uint(1)
+						w.uint(5)
+						w.uint(holds)
+					}
+					w.end()
+					w.frame(frameScanEnd)
+					w.uint(scan)
+					w.end()
+				})})
+			}
+		}
+	}
+	if n := r.reg.byID[id].applied; n != holds {
+		t.Errorf("holds %d of %d after %d scans", n, holds, r.Stats().Scans)
+	}
+}

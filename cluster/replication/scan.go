@@ -48,7 +48,7 @@ func (r *Replica) release(s *part) {
 func (r *Replica) startScan() {
 	r.scan = &scan{}
 	n := uint64(1)
-	if r.lacksMost() {
+	if !r.copied && r.lacksMost() {
 		n = bootstrapPart
 	}
 	step := (1<<63)/n*2 - 1
@@ -104,13 +104,10 @@ func (r *Replica) runScan() {
 		if s.peer != nil || r.now.Mono < s.notBefore {
 			continue
 		}
-		for _, p := range r.order {
-			if !p.hello || p.client || p.part != nil || r.now.Mono < p.busyUntil || p.waiting() >= maxOut || !r.knowsMore(p) {
-				continue
-			}
+		if p := r.scanServer(); p != nil {
 			p.probeID++ // any number that this session has not used
 			s.peer, s.id, s.begun, s.askedAt = p, p.probeID, false, r.now.Mono
-			p.part = s
+			p.part, p.scanAt = s, r.now.Mono
 			p.due = true // it filters by our vector; what it does not know yet comes twice
 			p.say(func(w *writer) {
 				w.frame(frameScan)
@@ -120,7 +117,6 @@ func (r *Replica) runScan() {
 				w.end()
 			})
 			r.wake(p)
-			break
 		}
 	}
 	if done {
@@ -133,6 +129,19 @@ func (r *Replica) runScan() {
 		}
 		r.scan = nil
 	}
+}
+
+// scanServer returns who can serve a part now, nil if nobody can. It is who was asked the longest time ago: what one claims and does not have, others do.
+func (r *Replica) scanServer() (server *peer) {
+	for _, p := range r.order {
+		if !p.hello || p.client || p.part != nil || r.now.Mono < p.busyUntil || p.waiting() >= maxOut || !r.knowsMore(p) {
+			continue
+		}
+		if server == nil || p.scanAt < server.scanAt {
+			server = p
+		}
+	}
+	return server
 }
 
 // knowsMore reports whether a peer holds what this replica does not.
@@ -166,7 +175,7 @@ func (r *Replica) endScan() {
 		}
 		held = next
 	}
-	r.scan = nil
+	r.scan, r.copied = nil, true
 	var raised []VectorEntry
 	for index := range uint32(len(r.reg.list)) {
 		o := r.reg.get(index)

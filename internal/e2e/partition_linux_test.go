@@ -716,10 +716,14 @@ func TestPartitionedStart(t *testing.T) {
 	}
 	whole := func(nodes ...*member) {
 		t.Helper()
+		dropped := 0
 		for _, m := range nodes {
-			w.hosts[m].heal()
+			dropped += w.hosts[m].heal()
 		}
 		healed := time.Now()
+		if dropped > 0 {
+			wasApart(t, 3, 1)
+		}
 		w.until("all are there again", w.connected)
 		w.until("all are ready", func() error {
 			for _, m := range w.nodes {
@@ -809,4 +813,11 @@ func TestPartitionOfGossip(t *testing.T) {
 	if p := third(); p.GetStatus() != "dead" {
 		t.Errorf("gossip has come through: the test shows nothing: %v", p)
 	}
+	wasApart(t, 3, 2)
+}
+
+// wasApart notes partitions of so many nodes that were seen to take effect.
+func wasApart(t *testing.T, nodes, times int) {
+	t.Helper()
+	saved(t, history.Report{Nodes: nodes, Rounds: times, Counts: history.Counts{Faults: map[string]int{"partition/other": times}}})
 }

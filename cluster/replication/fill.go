@@ -79,11 +79,7 @@ func (w *writer) origin(o *origin) {
 	w.uint(uint64(o.Index))
 	w.fixed(uint64(o.ID))
 	w.uint(o.Sealed)
-	expires := uint64(0)
-	if o.Sealed > 0 && o.applied >= o.Sealed {
-		expires = uint64(o.Expires)
-	}
-	w.uint(expires)
+	w.uint(uint64(o.expires()))
 	w.string(o.Node)
 	w.flag(o.own)
 	w.end()

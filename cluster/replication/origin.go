@@ -28,8 +28,6 @@ type told struct {
 	expires uint32
 }
 
-func (o *Origin) told() told { return told{o.ID, o.Sealed, o.Expires} }
-
 type origin struct {
 	Origin
 	own     bool // of this run of this node
@@ -49,6 +47,17 @@ type origin struct {
 	refused   bool
 	owner     PeerID // of the last session in which its node said that it gives its numbers
 	doubt     doubt
+}
+
+func (o *origin) told() told { return told{o.ID, o.Sealed, o.expires()} }
+
+// expires is what peers are told: 0 as long as not everything of it is held. Somebody may have said an earlier second than that of a record which is here, and who takes it for gone
+// takes none of them.
+func (o *origin) expires() uint32 {
+	if o.Sealed == 0 || o.applied < o.Sealed || o.Expires == 0 {
+		return 0
+	}
+	return max(o.Expires, o.latest)
 }
 
 // registry holds origins by index. Index 0 stays empty.

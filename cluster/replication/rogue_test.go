@@ -488,3 +488,45 @@ func TestScanOfWhoHasNothing(t *testing.T) {
 		t.Errorf("holds %d of %d after %d scans", n, holds, r.Stats().Scans)
 	}
 }
+
+// Somebody says of an origin whose node is away that it has expired. Who holds its records knows better, and a client that learns of it from him takes them.
+func TestOriginSaidToHaveExpired(t *testing.T) {
+	a, err := New(testConfig("a"), newTable(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, held := testConfig("client"), newTable()
+	cfg.Client = true
+	client, err := New(cfg, held, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := Now{Mono: time.Hour, Wall: 1_800_000_000_000, Guarded: 1_800_000_000_000}
+	record := testRecord(7, 1)
+	hears := func(peer PeerID, name string, fn func(w *writer)) {
+		a.Step(now, Connected{Peer: peer, Name: name})
+		a.Step(now, Received{peer, frames(func(w *writer) {
+			w.hello(hello{1, 0, name, Incarnation{byte(peer)}, 1, false, true})
+			fn(w)
+		})})
+	}
+	hears(1, "c", func(w *writer) { w.names(5, 1000, "c", 0, 0, true); w.run(5, 1, record) })
+	a.Step(now, Disconnected{1})
+	hears(2, "r", func(w *writer) { w.names(5, 1000, "c", 1, 1, false) })
+	a.Step(now, Connected{Peer: 3, Client: true})
+	client.Step(now, Connected{Peer: 3, Name: "a"})
+	for range 100 {
+		now.Mono += 10 * time.Millisecond
+		a.Step(now, Tick{})
+		client.Step(now, Tick{})
+		if b := a.Fill(now, 3, nil); len(b) > 0 {
+			client.Step(now, Received{3, b})
+		}
+		if b := client.Fill(now, 3, nil); len(b) > 0 {
+			a.Step(now, Received{3, b})
+		}
+	}
+	if _, ok := held.records[record.Key()]; !ok {
+		t.Errorf("the client has no record; the node says %+v", a.Origins())
+	}
+}

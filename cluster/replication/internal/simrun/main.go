@@ -21,10 +21,11 @@ func main() {
 	flag.DurationVar(&o.For, "for", 0, "virtual time of faults; 0: by the seed")
 	flag.StringVar(&o.Mutant, "mutant", "", "a rule to leave out")
 	flag.BoolVar(&o.Rogue, "rogue", false, "a host that everybody trusts sends what it likes")
-	spread := flag.Int("spread", 0, "copy 500 records through a cluster of that many nodes, with one link in ten dead, twice")
+	spread := flag.Int("spread", 0, "copy 400 records through a cluster of that many nodes, with one link in ten dead, twice")
 	flag.Parse()
-	debug.SetGCPercent(400) // a thousand nodes make much garbage, and the machine has room for it
+	debug.SetGCPercent(400) // much garbage, and the machine has room for it
 	if *spread > 0 {
+		debug.SetGCPercent(1600) // a thousand nodes are half a gigabyte, and what they leave three
 		spreadOut(*seed, *spread)
 		return
 	}
@@ -68,7 +69,7 @@ func spreadOut(seed uint64, nodes int) {
 	var traces [2]uint64
 	for i := range traces {
 		began := time.Now()
-		r := sim.RunSpread(seed, nodes, 500)
+		r := sim.RunSpread(seed, nodes, 400)
 		traces[i] = r.Trace
 		fmt.Printf("%d nodes, %d of %d links dead, %d copies: p50 %v, p99 %v, most %v; took %v\n%v\n",
 			nodes, r.Dead, r.Links, r.Copies, r.P50, r.P99, r.Max, time.Since(began).Round(time.Millisecond), r.Result)

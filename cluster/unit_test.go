@@ -350,8 +350,15 @@ func TestValue(t *testing.T) {
 	list := make([]any, 70_000)
 	for _, v := range []any{
 		nil, true, false, 0, 127, 128, 255, 256, 65_536, 1 << 40, -1, -32, -33, -129, -40_000, -1 << 40, 1.5, float32(1.5),
-		"", "a", long[:31], long[:32], long[:255], long[:256], long, []byte{}, []byte(long[:40]), []byte(long), []int{}, []int{1, 2, 3}, list[:16], list,
-		map[string]any{}, map[string]any{"a": []any{1, "b", map[string]int{"c": 1}}}, alive{1, "b", []byte{1, 2, 3, 4}, 5, nil, vsn},
+		"", "a", long[:31], long[:32], long[:255], long[:256], long,
+		[]byte{},
+		[]byte(long[:40]), []byte(long),
+		[]int{},
+		[]int{1, 2, 3},
+		list[:16], list,
+		map[string]any{},
+		map[string]any{"a": []any{1, "b", map[string]int{"c": 1}}},
+		alive{1, "b", []byte{1, 2, 3, 4}, 5, nil, vsn},
 	} {
 		for _, ext := range []bool{false, true} {
 			var b bytes.Buffer

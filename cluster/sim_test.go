@@ -269,9 +269,9 @@ func TestRejoinAmongStalePeers(t *testing.T) {
 		s.start("b", simAddr(1), []string{simAddr(0)}, func(c *Config) { c.mutant = func(name string) bool { return name == "no-rejoin" } })
 		for range 4 {
 			s.within(10*time.Second, "both are members", func() string { return complete(s.nodes) })
-			time.Sleep(5 * time.Second)
+			time.Sleep(5 * time.Second) // together
 			s.net.setCut(func(string, string) bool { return true })
-			time.Sleep(2 * time.Minute)
+			time.Sleep(2 * time.Minute) // apart, until each is dead for the other
 			s.net.setCut(func(string, string) bool { return false })
 		}
 		s.within(10*time.Second, "both are members at the end", func() string { return complete(s.nodes) })
@@ -495,9 +495,9 @@ func TestForget(t *testing.T) {
 		forget("c", nil)
 		is(a, Left)
 		is(b, Dead) // each for itself
-		time.Sleep(settleFor + 10*time.Second)
+		time.Sleep(settleFor + 10*time.Second) // whoever is asked because somebody has just gone has been
 		tried := a.Stats().Joins
-		time.Sleep(10 * time.Minute)
+		time.Sleep(10 * time.Minute) // many rounds of joining
 		is(a, Left)
 		if text, err := os.ReadFile(file); err != nil || string(text) != b.addr+" b\n" || a.Stats().Joins != tried {
 			t.Errorf("%q, %v, %d more joins; want b only, and nobody asked", text, err, a.Stats().Joins-tried)

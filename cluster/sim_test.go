@@ -494,7 +494,7 @@ func TestForget(t *testing.T) {
 		forget("c", nil)
 		forget("c", nil)
 		is(a, Left)
-		is(b, Dead) // each for itself
+		is(b, Dead)                            // each for itself
 		time.Sleep(settleFor + 10*time.Second) // whoever is asked because somebody has just gone has been
 		tried := a.Stats().Joins
 		time.Sleep(10 * time.Minute) // many rounds of joining

@@ -169,7 +169,8 @@ func (c *Config) validate() error {
 type Client struct {
 	cfg  Config
 	log  hclog.Logger
-	http *http.Client
+	http *http.Client         // calls nodes over
+	conn *transport.Transport // which ends with the client
 
 	tableConfig revocation.TableConfig
 	held        atomic.Pointer[held] // replaced under mu
@@ -218,22 +219,8 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := newClient(cfg)
-	for attempt := 0; ; attempt++ {
-		identity, err := c.identify(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if err = c.begin(ctx, identity); err == nil {
-			break
-		}
-		if !errors.Is(err, errKeys) { // else the keys have changed between the two, or one node is ahead of another
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-		case <-time.After(c.backoff(attempt)):
-		}
+	if err := c.introduce(ctx); err != nil {
+		return nil, errors.Join(err, c.conn.Close())
 	}
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop = stop
@@ -248,7 +235,13 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 
 // newClient returns a client that holds nothing and has not started.
 func newClient(cfg Config) *Client {
-	c := &Client{cfg: cfg, elapsed: clock.NewElapsed(cfg.clock), log: cfg.Logger.Named("revokd"), http: httpClient(&cfg), asking: make(chan struct{}, maxAsking)}
+	conn := transport.New(cfg.TLS, cfg.Dial)
+	c := &Client{
+		cfg: cfg, elapsed: clock.NewElapsed(cfg.clock), log: cfg.Logger.Named("revokd"), http: &http.Client{Transport: conn}, conn: conn, asking: make(chan struct{}, maxAsking),
+	}
+	if cfg.TokenFile != "" {
+		c.http.Transport = &bearer.Transport{Base: conn, File: cfg.TokenFile, Mono: cfg.clock.Mono}
+	}
 	c.reached = sync.NewCond(&c.mu)
 	c.watch.init()
 	c.fresh.Store(&view.Freshness{})
@@ -267,8 +260,25 @@ func (c *Client) Close() error {
 	c.mu.Unlock()
 	c.stop()
 	c.ended.Wait()
-	c.http.CloseIdleConnections()
-	return c.held.Load().table.Close()
+	return errors.Join(c.conn.Close(), c.held.Load().table.Close())
+}
+
+// introduce takes the key and the policy from a node and makes what is held.
+func (c *Client) introduce(ctx context.Context) error {
+	for attempt := 0; ; attempt++ {
+		identity, err := c.identify(ctx)
+		if err != nil {
+			return err
+		}
+		if err = c.begin(ctx, identity); !errors.Is(err, errKeys) { // else the keys have changed between the two, or one node is ahead of another
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case <-time.After(c.backoff(attempt)):
+		}
+	}
 }
 
 // identify asks nodes in turn for what a replica needs, until one answers or ctx ends.
@@ -366,15 +376,6 @@ func random() uint64 {
 	var b [8]byte
 	rand.Read(b[:])
 	return binary.BigEndian.Uint64(b[:])
-}
-
-// httpClient returns how nodes are called.
-func httpClient(cfg *Config) *http.Client {
-	c := transport.New(cfg.TLS, cfg.Dial)
-	if cfg.TokenFile != "" {
-		c.Transport = &bearer.Transport{Base: c.Transport, File: cfg.TokenFile, Mono: cfg.clock.Mono}
-	}
-	return c
 }
 
 func (c *Client) url(addr string) string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -213,5 +214,49 @@ func TestStoppedMachine(t *testing.T) {
 	}
 	if st := c.Status(); st.QuorumAge < 30*time.Second {
 		t.Errorf("the view is %s old", st.QuorumAge)
+	}
+}
+
+// counted is a connection that is counted while it is open.
+type counted struct {
+	net.Conn
+	once sync.Once
+	open *atomic.Int64
+}
+
+func (c *counted) Close() error {
+	c.once.Do(func() { c.open.Add(-1) })
+	return c.Conn.Close()
+}
+
+// When Close has returned, or Open has failed, no connection is left, whenever that was.
+func TestCloseLeavesNoConnection(t *testing.T) {
+	s := newServer(t, "127.0.0.1:0")
+	var open, opened atomic.Int64
+	cfg := Config{Addrs: []string{s.addr}, ProbeEvery: 10 * time.Millisecond, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		open.Add(1)
+		opened.Add(1)
+		return &counted{Conn: c, open: &open}, nil
+	}}
+	for i := range 300 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*20*time.Microsecond)
+		c, err := Open(ctx, cfg)
+		if err == nil {
+			_ = c.Ready(ctx) // as far as it has come
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cancel()
+		if n := open.Load(); n != 0 {
+			t.Fatalf("%d connections are open after client %d (%v)", n, i, err)
+		}
+	}
+	if opened.Load() < 10 {
+		t.Fatalf("%d connections were opened", opened.Load())
 	}
 }

@@ -106,7 +106,7 @@ func (c *cli) httpClient() (client *http.Client, base string, err error) {
 		}
 		cfg = source.ClientConfig("")
 	}
-	client = transport.New(cfg, nil)
+	client = &http.Client{Transport: transport.New(cfg, nil)}
 	if path := cmp.Or(c.bearer, c.getenv("REVOKD_TOKEN_FILE")); path != "" {
 		token, err := bearer.ReadFile(path)
 		if err != nil {

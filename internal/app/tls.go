@@ -79,7 +79,7 @@ func (a *agent) peerTransport(name string) (client *http.Client, scheme string) 
 	if a.peers == nil {
 		a.peers = map[string]*http.Client{}
 	}
-	a.peers[name] = transport.New(cfg, nil)
+	a.peers[name] = &http.Client{Transport: transport.New(cfg, nil)}
 	return a.peers[name], scheme
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -114,10 +115,10 @@ func TestOneWriteForAMessage(t *testing.T) {
 	s.Start()
 	defer s.Close()
 	var writes atomic.Int64
-	c := New(nil, func(ctx context.Context, network, addr string) (net.Conn, error) {
+	c := http.Client{Transport: New(nil, func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 		return counting{conn, &writes}, err
-	})
+	})}
 	defer c.CloseIdleConnections()
 	body := bytes.NewReader([]byte("hello"))
 	res, err := c.Post(s.URL, "text/plain", body)
@@ -158,5 +159,52 @@ func TestOneWriteForAMessage(t *testing.T) {
 	_ = out.Close()
 	if req.Body != in {
 		t.Error("the caller's request was changed")
+	}
+}
+
+// A stream ends with its context, though nothing is said on it in either direction.
+func TestStreamEndsWithContext(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).Flush() // the client would say that it was not
+		<-r.Context().Done()
+	}))
+	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Start()
+	defer s.Close()
+	tr := New(nil, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	in, out := io.Pipe()
+	defer out.Close()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.ContentLength = -1
+	res, err := tr.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := res.Body.Read(make([]byte, 1))
+		ended <- err
+	}()
+	cancel()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("it was read")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it goes on")
+	}
+	if err := tr.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := (&http.Client{Transport: tr}).Get(s.URL); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close: %v", err)
 	}
 }

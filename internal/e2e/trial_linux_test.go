@@ -542,6 +542,16 @@ func (tr *trial) going() (n int64) {
 // footprint is what a node uses.
 type footprint struct{ rss, records, goroutines, files int64 }
 
+// footprints of all nodes together.
+func (tr *trial) footprints() footprint {
+	var sum footprint
+	for _, m := range tr.nodes {
+		u := tr.footprint(m)
+		sum.goroutines, sum.files = sum.goroutines+u.goroutines, sum.files+u.files
+	}
+	return sum
+}
+
 // footprint of a node that runs.
 func (tr *trial) footprint(m *member) footprint {
 	t := tr.t

@@ -427,6 +427,9 @@ func TestConfirmCovered(t *testing.T) {
 	if err != nil || results[0].Outcome != OutcomeCovered {
 		t.Fatal(results, err)
 	}
+	if receipt, err = b.Confirm(t.Context(), receipt.Positions, AckQuorum, 0); err != nil || receipt.Ack != AckQuorum { // a has it
+		t.Fatalf("%+v %v", receipt, err)
+	}
 	if receipt, err = b.Confirm(t.Context(), receipt.Positions, AckAll, 20*time.Millisecond); !errors.Is(err, ErrAck) || len(receipt.Unconfirmed) != 1 {
 		t.Fatalf("%+v %v", receipt, err)
 	}

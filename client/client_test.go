@@ -171,14 +171,14 @@ func TestNodeGone(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the view never grows old: %+v", c.Status())
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // between polls
 	}
 	newServer(t, s.addr)
 	for c.Check(claims(t, "t1")).Status != revocation.Active {
 		if time.Now().After(deadline) {
 			t.Fatalf("never fresh again: %+v", c.Status())
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // between polls
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 func (s *server) revoke(t testing.TB, list ...revocation.Request) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); len(s.node.Ready()) > 0 && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between polls: a node that has just begun takes no writes yet
 	}
 	for len(list) > 0 {
 		n := min(len(list), node.MaxBatch)
@@ -159,7 +159,7 @@ func TestFilterNodeSilent(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("never asked again")
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // between polls: it asks nobody for a while after a failure
 	}
 }
 
@@ -284,7 +284,7 @@ func TestFilterCoalesces(t *testing.T) {
 		})
 	}
 	for c.doubts.Load() < 20 {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between polls
 	}
 	gate.Store(false)
 	wg.Wait()
@@ -301,7 +301,7 @@ type slowTo struct {
 
 func (d slowTo) RoundTrip(r *http.Request) (*http.Response, error) {
 	for d.closed.Load() && r.URL.Path == "/revokd.v1.ReplicationService/Lookup" {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between looks at the gate
 	}
 	return d.RoundTripper.RoundTrip(r)
 }

@@ -103,7 +103,8 @@ func TestReplicaWithoutKey(t *testing.T) {
 			session := c.stream
 			c.mu.Unlock()
 			session.cancel() // the next session tells it again
-			for deadline := time.Now().Add(20 * time.Second); c.Check(claims(t, "old11")).Status != revocation.Revoked; time.Sleep(time.Millisecond) {
+
+			for deadline := time.Now().Add(20 * time.Second); c.Check(claims(t, "old11")).Status != revocation.Revoked; time.Sleep(time.Millisecond) { // between polls
 				if time.Now().After(deadline) {
 					t.Fatalf("%+v", c.Status())
 				}

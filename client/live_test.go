@@ -153,7 +153,7 @@ func TestOnRevokedRace(t *testing.T) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%d was not called back", i)
 			}
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // between polls: callbacks come by themselves
 		}
 		if k := called[i].Load(); k > 1 {
 			t.Errorf("%d was called %d times", i, k)
@@ -183,7 +183,7 @@ func TestOnRevokedSlowCallback(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	for c.watch.count.Load() > 0 && ctx.Err() == nil {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between polls: callbacks end by themselves
 	}
 	if c.watch.count.Load() > 0 || most.Load() > maxCallbacks {
 		t.Errorf("%d left, %d at once", c.watch.count.Load(), most.Load())

@@ -86,12 +86,12 @@ func TestIncarnationOverflowRemovesNobody(t *testing.T) {
 						io.Copy(io.Discard, conn)
 						conn.Close()
 					}
-					time.Sleep(10 * time.Second)
+					time.Sleep(10 * time.Second) // virtual: for the lie to spread
 					for range 60 {
 						if problem := complete(nodes); problem != "" {
 							t.Fatal(problem)
 						}
-						time.Sleep(5 * time.Second)
+						time.Sleep(5 * time.Second) // virtual: five minutes in all, longer than anybody is suspected
 					}
 					if incarnation >= maxAlive {
 						for _, n := range nodes {
@@ -123,13 +123,13 @@ func TestIncarnationOverflowInMemberlistAlone(t *testing.T) {
 			}
 			nodes = append(nodes, m)
 		}
-		time.Sleep(10 * time.Second)
+		time.Sleep(10 * time.Second) // virtual: for all to know each other
 		for i := range nodes {
 			if _, err := s.net.listen(simAddr(66)).WriteTo(encode(msgSuspect, accusation{math.MaxUint32, "n3", "n0"}), simAddr(i)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(5 * time.Minute)
+		time.Sleep(5 * time.Minute) // virtual: longer than anybody is suspected
 		if n := nodes[0].NumMembers(); n != 3 {
 			t.Errorf("%d members, want the victim to be gone", n)
 		}
@@ -152,7 +152,7 @@ func TestReplayedPackets(t *testing.T) {
 			}
 			<-nodes[4].done
 			nodes[4].done <- nil
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // virtual: for some rounds of gossip about the good-bye
 			nodes = nodes[:4]
 			s.nodes = nodes
 			nodes = append(nodes, s.start("n4", simAddr(4), []string{simAddr(0)}))
@@ -167,7 +167,7 @@ func TestReplayedPackets(t *testing.T) {
 				if _, err := attacker.WriteTo(p.packet, p.to); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // virtual: for receivers to keep up, as their queues are short
 			}
 		}
 		s.within(10*time.Second, "all there after the replay", func() string { return complete(nodes) })
@@ -187,7 +187,7 @@ func TestManyNodesThroughOneSeed(t *testing.T) {
 			for _, n := range s.nodes {
 				n.UpdateMeta()
 			}
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond) // virtual: half a round of gossip, so that news pile up
 		}
 		for _, n := range s.nodes {
 			if st := n.Stats(); st.RefusedKind != 0 || st.RefusedKey != 0 {
@@ -205,7 +205,7 @@ func TestLossyNetwork(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *sim) {
 		nodes := s.cluster(7)
 		s.net.setCut(func(string, string) bool { return rand.IntN(5) == 0 })
-		time.Sleep(2 * time.Minute)
+		time.Sleep(2 * time.Minute) // virtual: as long as packets are lost, enough for many suspicions
 		s.net.setCut(func(string, string) bool { return false })
 		s.within(10*time.Second, "all members", func() string { return complete(nodes) })
 	})
@@ -278,7 +278,7 @@ func TestMetadataReachesEverybody(t *testing.T) {
 		// What cannot be encoded is not announced, and harms nobody.
 		meta <- Meta{State: Ready, APIAddr: "\n"}
 		a.UpdateMeta()
-		time.Sleep(5 * time.Second)
+		time.Sleep(5 * time.Second) // virtual: for many rounds of gossip, had it anything to say
 		if problem := complete(s.nodes); problem != "" {
 			t.Error(problem)
 		}
@@ -293,12 +293,12 @@ func TestSeedsAreResolvedInEachRound(t *testing.T) {
 				names := &fakeResolver{}
 				s.start("a", simAddr(0), nil)
 				b := s.start("b", simAddr(1), []string{seed}, func(c *Config) { c.Resolver = names })
-				time.Sleep(10 * time.Second)
+				time.Sleep(10 * time.Second) // virtual: some rounds of joining in which the name does not resolve
 				if st := b.Stats(); st.Unresolved < 3 {
 					t.Errorf("%d lookups failed", st.Unresolved)
 				}
 				names.set("10.0.0.99")
-				time.Sleep(10 * time.Second)
+				time.Sleep(10 * time.Second) // virtual: some rounds of joining at an address where nobody is
 				names.set("10.0.0.1")
 				s.within(10*time.Second, "found", func() string { return complete(s.nodes) })
 			})
@@ -319,7 +319,7 @@ func TestClustersDoNotMix(t *testing.T) {
 				})
 				b := s.start("b", simAddr(1), []string{simAddr(0)}, other)
 				unborn := s.start("c", simAddr(2), []string{simAddr(0)}) // does not know its cluster yet
-				time.Sleep(time.Minute)
+				time.Sleep(time.Minute)                                  // virtual: many rounds of joining
 				if status(a.Members, "b") != 0 || status(b.Members, "a") != 0 {
 					t.Error("they have met")
 				}

@@ -30,7 +30,7 @@ func Example() {
 	defer stopB()
 
 	for len(a.Members()) < 2 || len(b.Members()) < 2 {
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // between polls
 	}
 	for _, member := range a.Members() {
 		fmt.Println(member.Name, member.Status, member.Meta.State, member.Meta.APIAddr)

@@ -107,10 +107,10 @@ func (t *memTransport) WriteTo(b []byte, to string) (time.Time, error) {
 }
 
 func (t *memTransport) DialTimeout(to string, timeout time.Duration) (net.Conn, error) {
-	time.Sleep(t.latency())
+	time.Sleep(t.latency()) // virtual: the way there
 	other := t.net.reach(t.addr, to)
 	if other == nil || t.down.Load() {
-		time.Sleep(timeout)
+		time.Sleep(timeout) // virtual: nobody refuses, so it waits in vain
 		return nil, errors.New("dial timed out")
 	}
 	here, there := net.Pipe()
@@ -130,7 +130,7 @@ type lateConn struct {
 }
 
 func (c lateConn) Write(b []byte) (int, error) {
-	time.Sleep(c.of.latency())
+	time.Sleep(c.of.latency()) // virtual: the way there
 	return c.Conn.Write(b)
 }
 

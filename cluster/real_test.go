@@ -63,7 +63,7 @@ func addr(m *Members) string { return m.Local().Addr.String() }
 // eventually is generous: the machine may be busy.
 func eventually(t *testing.T, what string, good func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !good(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !good(); time.Sleep(20 * time.Millisecond) { // between polls
 		if time.Now().After(deadline) {
 			t.Fatalf("not in time: %s", what)
 		}
@@ -348,7 +348,7 @@ func TestRunEndsWhatItStarted(t *testing.T) {
 		if err = goleak.Find(before); err == nil {
 			return
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond) // between polls
 	}
 	t.Error(err)
 }

@@ -42,7 +42,7 @@ func inBubble(t *testing.T, test func(*testing.T, *sim)) {
 			for _, n := range s.nodes {
 				<-n.done
 			}
-			time.Sleep(3 * time.Minute)
+			time.Sleep(3 * time.Minute) // virtual: for timers that outlive their node, at most those of suspicion
 			synctest.Wait()
 		}()
 		test(t, s)
@@ -111,7 +111,7 @@ func (s *sim) within(limit time.Duration, what string, wrong func() string) time
 		if time.Since(began) > limit {
 			s.t.Fatalf("%s: not within %v: %s", what, limit, problem)
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond) // virtual: between polls
 	}
 }
 
@@ -149,7 +149,7 @@ func TestPartitionOfHalvesHealsWithinTenSeconds(t *testing.T) {
 					}
 					time.Sleep(3 * time.Second) // every node has remembered its peers
 					s.net.setCut(func(from, to string) bool { return left[from] != left[to] })
-					time.Sleep(cut)
+					time.Sleep(cut) // virtual: for which it is cut
 					if cut >= 20*time.Second {
 						if got := status(nodes[0].Members, nodes[size-1].cfg.Name); got != Dead {
 							t.Errorf("beyond the partition a node is %v, want dead", got)
@@ -172,15 +172,15 @@ func TestPartitionStaysWithoutRejoin(t *testing.T) {
 				c.mutant = func(name string) bool { return name == "no-rejoin" }
 			})
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // virtual: for all to know each other
 		if problem := complete(s.nodes); problem != "" {
 			t.Fatal(problem)
 		}
 		left := map[string]bool{simAddr(0): true, simAddr(1): true, simAddr(2): true}
 		s.net.setCut(func(from, to string) bool { return left[from] != left[to] })
-		time.Sleep(3 * time.Minute)
+		time.Sleep(3 * time.Minute) // virtual: apart, longer than anybody is suspected
 		s.net.setCut(func(string, string) bool { return false })
-		time.Sleep(10 * time.Minute)
+		time.Sleep(10 * time.Minute) // virtual: sixty times what healing may take with rejoining
 		if complete(s.nodes) == "" {
 			t.Error("healed: the tests of rejoining prove nothing")
 		}
@@ -191,10 +191,10 @@ func TestPartitionStaysWithoutRejoin(t *testing.T) {
 func TestIdleTraffic(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *sim) {
 		nodes := s.cluster(5)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // virtual: what a start leaves to say
 		for _, n := range nodes {
 			before := n.Stats()
-			time.Sleep(10 * time.Minute)
+			time.Sleep(10 * time.Minute) // virtual: the 600 s that the rate is of
 			after := n.Stats()
 			rate := float64(after.BytesOut-before.BytesOut+after.BytesIn-before.BytesIn) / 600 / 4
 			if rate > 1000 || rate == 0 {
@@ -216,7 +216,7 @@ func TestIsolatedAndOneWay(t *testing.T) {
 			inBubble(t, func(t *testing.T, s *sim) {
 				nodes := s.cluster(5)
 				s.net.setCut(cut)
-				time.Sleep(time.Minute)
+				time.Sleep(time.Minute) // virtual: for which it is cut, longer than anybody is suspected
 				s.net.setCut(func(string, string) bool { return false })
 				s.within(10*time.Second, "all members", func() string { return complete(nodes) })
 			})
@@ -228,7 +228,7 @@ func TestIsolatedAndOneWay(t *testing.T) {
 func TestRejoinNeverGivesUp(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *sim) {
 		first := s.start("a", simAddr(0), []string{simAddr(1)})
-		time.Sleep(2 * time.Hour)
+		time.Sleep(2 * time.Hour) // virtual: its seed is away that long
 		s.start("b", simAddr(1), nil)
 		s.within(10*time.Second, "found two hours later", func() string { return complete(s.nodes) })
 		if st := first.Stats(); st.Rounds < 1000 || st.JoinsFailed == 0 {
@@ -244,9 +244,9 @@ func TestRememberedPeersServeAsSeedsAfterARestart(t *testing.T) {
 		s.start("a", simAddr(0), nil)
 		b := s.start("b", simAddr(1), []string{simAddr(0)}, keep)
 		s.within(10*time.Second, "joined", func() string { return complete(s.nodes) })
-		time.Sleep(5 * time.Second)
+		time.Sleep(5 * time.Second) // virtual: two rounds of joining, in which it writes its peers down
 		s.kill(b)
-		time.Sleep(5 * time.Minute)
+		time.Sleep(5 * time.Minute) // virtual: away, until it is dead for the other
 		s.nodes = s.nodes[:1]
 		s.start("b", simAddr(1), nil, keep)
 		s.within(10*time.Second, "joined again without seeds", func() string { return complete(s.nodes) })
@@ -344,7 +344,7 @@ func TestTwoNodesWithOneName(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *sim) {
 		nodes := s.cluster(3)
 		twin := s.start("n2", simAddr(50), []string{simAddr(0)})
-		time.Sleep(30 * time.Second)
+		time.Sleep(30 * time.Second) // virtual: for all to hear of both, again and again
 		if got := complete(nodes); got != "" {
 			t.Error(got)
 		}
@@ -453,7 +453,7 @@ func TestTenMinutesAway(t *testing.T) {
 		away := func(from, to string) bool { return from == simAddr(1) || to == simAddr(1) }
 		for range 3 {
 			s.net.setCut(away)
-			time.Sleep(10 * time.Minute)
+			time.Sleep(10 * time.Minute) // virtual: away, far longer than it takes to be declared dead
 			s.net.setCut(func(string, string) bool { return false })
 			s.within(10*time.Second, "back", func() string { return complete(nodes) })
 		}

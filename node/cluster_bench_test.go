@@ -69,7 +69,7 @@ func (tr *trial) look(name string, n *Node) {
 
 // everywhere waits until others have seen all, and returns for each revocation how long it took to be visible on the last node.
 func (tr *trial) everywhere(t testing.TB, others []string) []time.Duration {
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) { // between polls
 		tr.mu.Lock()
 		ok := true
 		for _, name := range others {
@@ -142,7 +142,7 @@ func BenchmarkPropagation(b *testing.B) {
 			began := time.Now()
 			for i := range count * len(five) {
 				if wait := time.Until(began.Add(time.Second * time.Duration(i) / time.Duration(rate))); wait > 0 {
-					time.Sleep(wait)
+					time.Sleep(wait) // the rate of the load
 				}
 				name := five[i%len(five)]
 				tr := trials[name]

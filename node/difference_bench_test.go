@@ -61,7 +61,7 @@ func fill(b *testing.B, n *Node, records, held int) {
 	if err := n.replica.begin([]replication.Origin{gone}, []replication.VectorEntry{{Index: gone.Index, Number: uint64(held)}}, nil); err != nil {
 		b.Fatal(err)
 	}
-	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(10 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(10 * time.Millisecond) { // between polls
 		n.replica.mu.Lock()
 		quiet := n.replica.core.Deadline()-n.cfg.Clock.Mono() > 50*time.Millisecond
 		n.replica.mu.Unlock()

@@ -33,7 +33,7 @@ func TestFilter(t *testing.T) {
 		}
 	}()
 	for len(n.Ready()) > 0 {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between polls
 	}
 	first, err := n.Filter(t.Context(), 0)
 	if err != nil || first.Filter.Meta().Count != 0 {

@@ -150,7 +150,7 @@ func (m *mesh) until(what string, ok func() bool) {
 			}
 			m.t.Fatalf("never: %s", what)
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between polls
 	}
 }
 
@@ -608,7 +608,7 @@ func TestBacklogMovesByItself(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("it stays")
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between polls
 	}
 }
 
@@ -634,7 +634,7 @@ func TestFarBehind(t *testing.T) {
 	end, ended := begin("x")
 	endOther, otherEnded := begin("y")
 	defer func() { endOther(); <-otherEnded }()
-	for ok := false; !ok; time.Sleep(time.Millisecond) {
+	for ok := false; !ok; time.Sleep(time.Millisecond) { // between polls
 		ok = r.connected("x") && r.connected("y")
 	}
 	time.Sleep(10 * time.Millisecond) // most often the readers wait then
@@ -665,7 +665,7 @@ func TestSilentStreamDoesNotEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	for !n.replica.connected("x") {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between polls
 	}
 	clk.Advance(2 * silent)
 	n.replica.closeSilent()

@@ -630,7 +630,7 @@ func TestReplaceWhileRunning(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- v.Run(ctx) }()
 	v.Replace(urlVerifier(t, Issuer{Name: iss, JWKSURL: s.URL + "/keys"}))
-	for deadline := time.Now().Add(30 * time.Second); v.Keys()[0].Keys == 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); v.Keys()[0].Keys == 0; time.Sleep(time.Millisecond) { // between polls
 		if time.Now().After(deadline) {
 			t.Fatal("the keys are not read")
 		}

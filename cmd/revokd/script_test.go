@@ -138,7 +138,7 @@ func cmdHangup(ts *testscript.TestScript, _ bool, _ []string) {
 	said := func() int { return strings.Count(p.Stderr(), "reloaded") }
 	before := said()
 	ts.Check(p.Signal(syscall.SIGHUP))
-	for deadline := time.Now().Add(patience); said() == before; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); said() == before; time.Sleep(time.Millisecond) { // between polls: the log comes through a pipe
 		if time.Now().After(deadline) {
 			ts.Fatalf("nothing came of SIGHUP; log:\n%s", p.Stderr())
 		}
@@ -169,7 +169,7 @@ func cmdLog(ts *testscript.TestScript, neg bool, args []string) {
 	for _, text := range args {
 		if !neg { // a pipe is between what it has said and us
 			for deadline := time.Now().Add(patience); !strings.Contains(p.Stderr(), text) && time.Now().Before(deadline); {
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // between polls
 			}
 		}
 		if strings.Contains(p.Stderr(), text) == neg {

@@ -22,7 +22,7 @@ func start(t *testing.T, dir string) (n *node.Node, stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
-	for deadline := time.Now().Add(30 * time.Second); len(n.Ready()) > 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); len(n.Ready()) > 0; time.Sleep(time.Millisecond) { // between polls
 		if time.Now().After(deadline) {
 			t.Fatal(n.Ready())
 		}

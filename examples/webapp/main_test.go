@@ -100,7 +100,7 @@ func TestWebapp(t *testing.T) {
 	}
 	until := func(what string, ok func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) { // between polls
 			if time.Now().After(deadline) {
 				t.Fatal("never: ", what)
 			}
@@ -152,7 +152,7 @@ func TestWebapp(t *testing.T) {
 
 	// A changed password: the device that changed it stays.
 	page = laptop.live()
-	time.Sleep(2 * time.Millisecond)
+	time.Sleep(2 * time.Millisecond) // the same: the laptop's login has to be before the cutoff
 	if code := phone.post("/password", map[string]string{"password": "glass"}); code != http.StatusNoContent {
 		t.Fatalf("password: %d", code)
 	}

@@ -205,7 +205,7 @@ func (f *fixture) clean(what, text string) {
 // eventually polls a condition.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) { // between polls
 		if time.Now().After(deadline) {
 			t.Fatalf("never came true: %s", what)
 		}

@@ -58,7 +58,7 @@ func TestSupervise(t *testing.T) {
 			})
 		}()
 		pass := func(d time.Duration) []string {
-			time.Sleep(d)
+			time.Sleep(d) // virtual: that many beats of the watchdog, one a second
 			synctest.Wait()
 			var said []string
 			for len(heard) > 0 {

@@ -101,7 +101,7 @@ func run(t *testing.T, cfg AgentConfig) *running {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) { // between polls
 		if time.Now().After(deadline) {
 			t.Fatalf("never came true: %s", what)
 		}

@@ -384,7 +384,7 @@ func TestFailedSync(t *testing.T) {
 		l.lines(t, 0, 3)
 		m.set(func() { m.sync = syscall.EIO })
 		time.Sleep(1500 * time.Millisecond) // of the bubble: past the sync, and before the next attempt
-		time.Sleep(2 * time.Second)
+		time.Sleep(2 * time.Second)         // of the bubble: past that attempt, which begins another file
 		l.lines(t, 3, 5)
 		l.end(t)
 		if r := verifyFS(t, m); !r.Whole() || r.Files != 2 || r.Lines != 2+5 {

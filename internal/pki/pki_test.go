@@ -746,7 +746,7 @@ func TestRun(t *testing.T) {
 	defer cancel()
 	eventually := func(what string, ok func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) { // between polls
 			if time.Now().After(deadline) {
 				t.Fatalf("never came true: %s", what)
 			}

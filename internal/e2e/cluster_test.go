@@ -124,7 +124,7 @@ func (f *fleet) until(what string, ok func() error) {
 			}
 			f.t.Fatalf("never: %s: %v", what, err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond) // between polls: leaves the processor to the nodes
 	}
 }
 

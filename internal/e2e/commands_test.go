@@ -96,7 +96,7 @@ func (o *operator) says(node string, code int, pattern string, args ...string) s
 // until repeats a command until it ends with a code and its output matches.
 func (o *operator) until(node string, code int, pattern string, args ...string) {
 	o.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) { // between runs of the command
 		stdout, stderr, got := o.run(node, "", args...)
 		if got == code && regexp.MustCompile("(?m)"+pattern).MatchString(stdout+stderr) {
 			return

@@ -210,7 +210,7 @@ func (c *composed) check(node, session string, want int) {
 		if time.Now().After(deadline) {
 			c.Fatalf("check %s on %s: exit code %d, want %d: %s", session, node, code, want, out)
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond) // between polls, each of which is a process in a container
 	}
 }
 
@@ -227,7 +227,7 @@ func (c *composed) healthy(nodes ...string) {
 			if time.Now().After(deadline) {
 				c.Fatalf("%s: %s", node, state)
 			}
-			time.Sleep(200 * time.Millisecond)
+			time.Sleep(200 * time.Millisecond) // between polls: the engine looks at health only now and then
 		}
 	}
 }

@@ -219,7 +219,7 @@ func TestPropagation(t *testing.T) {
 	}
 	start, used := time.Now(), f.cpu()
 	for first := 0; first < count; first += batch {
-		time.Sleep(time.Until(start.Add(time.Duration(first) * time.Second / time.Duration(rate))))
+		time.Sleep(time.Until(start.Add(time.Duration(first) * time.Second / time.Duration(rate)))) // the rate of the load
 		calls <- first
 	}
 	close(calls)
@@ -274,7 +274,7 @@ func TestBulkBesideSingles(t *testing.T) {
 				})
 			}
 			seen = append(seen, time.Since(acked))
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(5 * time.Millisecond) // leaves the processor to the bulk beside it
 		}
 	})
 	began, used := time.Now(), f.cpu()

@@ -82,7 +82,7 @@ func hostile(t *testing.T, g *prey, client func() *http.Client) {
 		if a.tls && g.tls == nil {
 			continue
 		}
-		before := u.window(func() { time.Sleep(hostileWindow / 2) })
+		before := u.window(func() { time.Sleep(hostileWindow / 2) }) // the window without an attack, to compare with
 		attack, end := context.WithCancel(ctx)
 		var running sync.WaitGroup
 		g.done.Store(0)
@@ -94,7 +94,7 @@ func hostile(t *testing.T, g *prey, client func() *http.Client) {
 			})
 		}
 		during := u.window(func() {
-			time.Sleep(hostileWindow)
+			time.Sleep(hostileWindow) // the window under attack
 			for deadline := time.Now().Add(patience); int(g.done.Load()) < a.least && time.Now().Before(deadline); {
 				time.Sleep(10 * time.Millisecond) // a busy machine attacks slowly
 			}
@@ -143,7 +143,7 @@ func hostile(t *testing.T, g *prey, client func() *http.Client) {
 // waitFor waits for as long as patience, and for what the node waits for itself: that a connection is idle for two minutes is no attack, so tests close theirs.
 func waitFor(t *testing.T, what string, ok func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) { // between polls: leaves the processor to the node
 		err := ok()
 		if err == nil {
 			return

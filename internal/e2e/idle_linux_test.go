@@ -41,7 +41,7 @@ func TestIdleTraffic(t *testing.T) {
 	for m, h := range w.hosts {
 		before[m] = h.sent()
 	}
-	time.Sleep(time.Duration(seconds) * time.Second)
+	time.Sleep(time.Duration(seconds) * time.Second) // the window that the rate is of
 	lasted := time.Since(began).Seconds()
 	for m, h := range w.hosts {
 		rate := float64(h.sent()-before[m]) / lasted / float64(len(w.hosts)-1)

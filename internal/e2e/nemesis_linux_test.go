@@ -362,7 +362,7 @@ func (f *faults) clock(rng *rand.Rand, hold time.Duration) bool {
 		f.killed(m)
 		f.started(m)
 	}
-	time.Sleep(hold / 2)
+	time.Sleep(hold / 2) // still with a wrong clock, perhaps after a start with it
 	f.tr.fault(m, "")
 	return stepped
 }

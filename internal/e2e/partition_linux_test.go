@@ -282,14 +282,15 @@ func (s *storm) write(ctx context.Context, m *member, quorum bool, writer int) {
 			s.faults = append(s.faults, fmt.Sprintf("%s: a write got no receipt: %v", m.name, err))
 		}
 		s.mu.Unlock()
-		time.Sleep(pause)
+		time.Sleep(pause) // the rate of the load
 	}
 }
 
 // check checks until ctx ends: a token that nobody has revoked, then one that a majority has acknowledged.
 func (s *storm) check(ctx context.Context, m *member) {
 	seen := map[string]bool{} // revoked
-	for ; ctx.Err() == nil; time.Sleep(checkPause) {
+
+	for ; ctx.Err() == nil; time.Sleep(checkPause) { // the rate of the load
 		began := time.Now()
 		v, err := s.w.check(m, "nobody-revokes-this")
 		if err != nil {
@@ -520,12 +521,12 @@ func TestPartitions(t *testing.T) {
 				timeout = 5 * time.Second
 			}
 			s := w.storm(fault.name, timeout)
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // load before the fault
 			for n, rule := range fault.drops {
 				w.hosts[w.nodes[n-1]].drop(rule)
 			}
 			cut := time.Now()
-			time.Sleep(lasts)
+			time.Sleep(lasts) // for which the network is broken
 			healing := time.Now()
 			dropped := 0
 			for n := range fault.drops {
@@ -702,7 +703,7 @@ func TestPartitionedStart(t *testing.T) {
 	silent := func(nodes ...*member) {
 		t.Helper()
 		end := time.Now().Add(staleness + time.Second)
-		for ; time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		for ; time.Now().Before(end); time.Sleep(100 * time.Millisecond) { // between looks: it has to stay so until the end
 			for _, m := range nodes {
 				v, err := w.check(m, "nobody-revokes-this")
 				if err != nil || v.GetVerdict() != revokdv1.Verdict_VERDICT_UNKNOWN {

@@ -173,7 +173,7 @@ func (s *secured) until(what string, ok func() error) {
 		if time.Now().After(deadline) {
 			s.Fatalf("never: %s: %v", what, err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond) // between polls: leaves the processor to the nodes
 	}
 }
 

@@ -85,7 +85,7 @@ func TestStrangers(t *testing.T) {
 		}
 		return fmt.Errorf("%v", res.Msg.GetMembers())
 	})
-	time.Sleep(3 * time.Second)
+	time.Sleep(3 * time.Second) // some rounds of joining and dialing, in which somebody might believe it
 	s.end()
 	w.boot(away)
 	w.until("n3 is back", w.connected)

@@ -116,7 +116,7 @@ func drawAnyMatch(t *rapid.T) Match {
 	for range rapid.IntRange(0, MaxMatchClaims).Draw(t, "claims") {
 		name, err := CanonicalName(rapid.StringMatching(`/?[a-z,=:"\\/]{1,8}`).Draw(t, "name"))
 		if err != nil {
-			t.Skip("no name")
+			t.Skip("no name") // what was drawn names nothing: it draws again
 		}
 		values[name] = rapid.OneOf(
 			rapid.Map(rapid.String(), String), rapid.Map(rapid.Int64(), Int), rapid.Map(rapid.Bool(), Bool),
@@ -124,7 +124,7 @@ func drawAnyMatch(t *rapid.T) Match {
 	}
 	m, err := NewMatch(values)
 	if err != nil {
-		t.Skip("no match")
+		t.Skip("no match") // likewise
 	}
 	return m
 }

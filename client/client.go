@@ -200,7 +200,7 @@ type Client struct {
 	offered     revocation.Ring // the largest that a node has told
 	stream      *stream         // nil: not connected
 	lastPeer    replication.PeerID
-	node        string // address of the node in use
+	node        string // address of the node in use, or of the one that is asked first
 	connected   time.Time
 	sessions    uint64
 	bytesIn     uint64
@@ -291,6 +291,9 @@ func (c *Client) identify(ctx context.Context) (*revokdv1.IdentityResponse, erro
 			res, err := c.clusterService(addr).Identity(callCtx, connect.NewRequest(&revokdv1.IdentityRequest{}))
 			cancel()
 			if err == nil {
+				c.mu.Lock()
+				c.node = addr // what follows goes over the same connection
+				c.mu.Unlock()
 				return res.Msg, nil
 			}
 			errs = errors.Join(errs, fmt.Errorf("%s: %w", addr, err))

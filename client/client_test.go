@@ -260,3 +260,19 @@ func TestCloseLeavesNoConnection(t *testing.T) {
 		t.Fatalf("%d connections were opened", opened.Load())
 	}
 }
+
+// A client that begins needs one connection, though it knows of several nodes.
+func TestOneConnection(t *testing.T) {
+	cfg := Config{Addrs: []string{newServer(t, "127.0.0.1:0").addr, newServer(t, "127.0.0.1:0").addr}}
+	var opened atomic.Int64
+	cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		opened.Add(1)
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
+	for i := range int64(8) {
+		open(t, cfg)
+		if n := opened.Load(); n != i+1 {
+			t.Fatalf("%d connections for %d clients", n, i+1)
+		}
+	}
+}

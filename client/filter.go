@@ -178,6 +178,10 @@ func (c *Client) resolve(q *question) bool {
 		if flights[f] != nil {
 			continue
 		}
+		if a, ok := p.answers[f]; ok && a.asked >= q.notBefore { // it has just come
+			q.know(f, a)
+			continue
+		}
 		if flights[f] = p.flights[f]; flights[f] == nil {
 			if len(p.flights) >= maxFlights || len(mine) == lookupSize {
 				p.mu.Unlock()

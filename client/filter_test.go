@@ -288,6 +288,14 @@ func TestFilterCoalesces(t *testing.T) {
 	}
 	gate.Store(false)
 	wg.Wait()
+	// One that found no answer, just before the one of somebody else came.
+	late := &question{part: c.held.Load().part, known: map[revocation.Fingerprint]answer{}}
+	for f := range late.part.answers {
+		late.missing = append(late.missing, f)
+	}
+	if len(late.missing) != 1 || !c.resolve(late) || len(late.known) != 1 {
+		t.Errorf("%d missing, %d known", len(late.missing), len(late.known))
+	}
 	if st := c.Status().Filter; st.Asks != 1 {
 		t.Errorf("%d calls for one fingerprint", st.Asks)
 	}

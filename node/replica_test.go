@@ -652,7 +652,6 @@ func TestFarBehind(t *testing.T) {
 	}
 }
 
-// In a large cluster everybody has few sessions, all of them mutual, and one with each voter; everybody is reached in a few steps.
 // Of a session whose peer is silent nothing is left, though its stream does not end: what is written to a cut link may wait for minutes.
 func TestSilentStreamDoesNotEnd(t *testing.T) {
 	clk := clocktest.New(start)
@@ -688,6 +687,7 @@ type endless struct{ Stream }
 
 func (endless) Close() {}
 
+// In a large cluster everybody has few sessions, all of them mutual, and one with each voter; everybody is reached in a few steps.
 func TestNeighbours(t *testing.T) {
 	var members []cluster.Member
 	for i := range 200 {

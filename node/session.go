@@ -32,6 +32,8 @@ type SessionPeer struct {
 const (
 	// maxClients bounds the client replicas of one node.
 	maxClients = 4096
+	// idleBuffer is the most that a session with nothing to send keeps for the next message: clients may be thousands.
+	idleBuffer = 8 << 10
 	// silent is how long a session may stay without a message before it is given up: each side asks the other something every second.
 	silent = 5 * time.Second
 )
@@ -168,6 +170,9 @@ func (r *replica) write(s *session) {
 				s.fail(err)
 				return
 			}
+		}
+		if cap(b) > idleBuffer {
+			b = nil
 		}
 	}
 }

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 )
@@ -799,4 +801,31 @@ func TestEarlyRecordsOfAPart(t *testing.T) {
 type sentRecord struct {
 	frame frameType
 	key   Key
+}
+
+// A step needs little stack: each of thousands of sessions has a goroutine that makes some.
+func TestStack(t *testing.T) {
+	const goroutines, limit = 64, 32 << 10
+	p := newPair(t, nil)
+	used := func() uint64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.StackInuse
+	}
+	before := used()
+	stepped, over := make(chan struct{}), make(chan struct{})
+	var running sync.WaitGroup
+	for range goroutines {
+		running.Go(func() {
+			p.r[0].Step(p.now, Tick{})
+			stepped <- struct{}{}
+			<-over
+		})
+		<-stepped // one after another
+	}
+	if after := used(); after > before+goroutines*limit {
+		t.Errorf("%d bytes of stack for a step, limit %d", (after-before)/goroutines, limit)
+	}
+	close(over)
+	running.Wait()
 }

@@ -62,6 +62,10 @@ figures: ## five fsyncing processes: 10 000 revocations a second for a minute un
 hostile: ## every port attacked while others use it
 	go test -count=1 -timeout 5m -run '^TestHostile$$' -v ./internal/e2e
 
+.PHONY: load
+load: ## a burst, a crowd of REVOKD_LOAD subscribers (default 100; each needs 3 MiB in the test), slow ones, a reconnect storm, logouts, while others are served
+	go test -count=1 -timeout 20m -run '^TestLoad$$' -v ./internal/e2e
+
 .PHONY: compose
 compose: ## the cluster of docker-compose.yml, started and hurt; a Docker Engine
 	go test -count=1 -timeout 8m -run '^TestCompose$$' -v ./internal/e2e

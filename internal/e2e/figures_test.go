@@ -21,6 +21,7 @@ import (
 
 	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/internal/api"
+	"github.com/revokd/revokd/internal/e2e"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
 	"github.com/revokd/revokd/proto/revokd/v1/revokdv1connect"
 	"github.com/revokd/revokd/revocation"
@@ -114,11 +115,11 @@ func (w *watcher) follow(ctx context.Context, f *fleet, m *member, keyID uint64)
 	}
 }
 
-// cpu returns what the nodes' processes have used, 0 where the system does not tell: on a machine with other work it says more than the
+// processors returns what processes have used of processors, 0 where the system does not tell: on a machine with other work it says more than the
 // time on the wall.
-func (f *fleet) cpu() (used time.Duration) {
-	for _, m := range f.running() {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.proc.Pid()))
+func processors(all ...*e2e.Process) (used time.Duration) {
+	for _, p := range all {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
 		if err != nil {
 			return 0
 		}
@@ -132,6 +133,14 @@ func (f *fleet) cpu() (used time.Duration) {
 		}
 	}
 	return used
+}
+
+func (f *fleet) cpu() time.Duration {
+	var all []*e2e.Process
+	for _, m := range f.running() {
+		all = append(all, m.proc)
+	}
+	return processors(all...)
 }
 
 func target(jti string) *revokdv1.RevokeRequest {

@@ -261,6 +261,13 @@ func (u *users) window(open func()) time.Duration {
 	return u.took[len(u.took)*99/100]
 }
 
+// made returns how many revocations they have made, or are about to.
+func (u *users) made() int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return int64(u.calls / 3)
+}
+
 func (u *users) report() {
 	u.Helper()
 	u.Logf("users made %d calls and came anew %d times, %d errors", u.calls, u.newcomer, len(u.errs))

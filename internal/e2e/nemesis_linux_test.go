@@ -844,12 +844,17 @@ func (tr *trial) back(base footprint) {
 	})
 }
 
-// within fails if a node uses more memory than the manual says (docs/operations.md): 60 bytes for each record, twice that for a part of the table while it grows, 64 MiB for
-// requests, 128 KiB for each connection and the program; and half as much again, which the garbage collector may leave.
+// within fails if a node uses more memory than the manual says.
 func (tr *trial) within(m *member, u footprint) {
 	tr.t.Helper()
-	const connections, program = 100, 64 << 20
-	if limit := 3 * (2*60*u.records + 64<<20 + connections*128<<10 + program) / 2; u.rss > limit {
+	if limit := memoryLimit(u.records, 100*128<<10); u.rss > limit {
 		tr.t.Errorf("%s uses %d bytes for %d records, limit %d", m.name, u.rss, u.records, limit)
 	}
+}
+
+// memoryLimit is what a node may use (docs/operations.md): 60 bytes for each record, twice that for a part of the table while it grows, 64 MiB for requests, so much for
+// connections, and the program; and half as much again, which the garbage collector may leave.
+func memoryLimit(records, connections int64) int64 {
+	const program = 64 << 20
+	return 3 * (2*60*records + 64<<20 + connections + program) / 2
 }

@@ -217,6 +217,19 @@ func TestStoppedMachine(t *testing.T) {
 	}
 }
 
+// dialer counts connections.
+type dialer struct{ open, opened atomic.Int64 }
+
+func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	d.open.Add(1)
+	d.opened.Add(1)
+	return &counted{Conn: c, open: &d.open}, nil
+}
+
 // counted is a connection that is counted while it is open.
 type counted struct {
 	net.Conn
@@ -232,16 +245,8 @@ func (c *counted) Close() error {
 // When Close has returned, or Open has failed, no connection is left, whenever that was.
 func TestCloseLeavesNoConnection(t *testing.T) {
 	s := newServer(t, "127.0.0.1:0")
-	var open, opened atomic.Int64
-	cfg := Config{Addrs: []string{s.addr}, ProbeEvery: 10 * time.Millisecond, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := new(net.Dialer).DialContext(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		open.Add(1)
-		opened.Add(1)
-		return &counted{Conn: c, open: &open}, nil
-	}}
+	var d dialer
+	cfg := Config{Addrs: []string{s.addr}, ProbeEvery: 10 * time.Millisecond, Dial: d.dial}
 	for i := range 300 {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*20*time.Microsecond)
 		c, err := Open(ctx, cfg)
@@ -252,27 +257,42 @@ func TestCloseLeavesNoConnection(t *testing.T) {
 			}
 		}
 		cancel()
-		if n := open.Load(); n != 0 {
+		if n := d.open.Load(); n != 0 {
 			t.Fatalf("%d connections are open after client %d (%v)", n, i, err)
 		}
 	}
-	if opened.Load() < 10 {
-		t.Fatalf("%d connections were opened", opened.Load())
+	if n := d.opened.Load(); n < 10 {
+		t.Fatalf("%d connections were opened", n)
 	}
 }
 
-// A client that begins needs one connection, though it knows of several nodes.
+// A client that begins needs one connection, though it knows of several nodes, and one that has gone over to another node keeps none to the first.
 func TestOneConnection(t *testing.T) {
-	cfg := Config{Addrs: []string{newServer(t, "127.0.0.1:0").addr, newServer(t, "127.0.0.1:0").addr}}
-	var opened atomic.Int64
-	cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		opened.Add(1)
-		return new(net.Dialer).DialContext(ctx, network, addr)
-	}
+	cfg := Config{Addrs: []string{newServer(t, "127.0.0.1:0").addr, newServer(t, "127.0.0.1:0").addr}, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond}
+	var d dialer
+	cfg.Dial = d.dial
+	var c *Client
 	for i := range int64(8) {
-		open(t, cfg)
-		if n := opened.Load(); n != i+1 {
+		c = open(t, cfg)
+		if n := d.opened.Load(); n != i+1 {
 			t.Fatalf("%d connections for %d clients", n, i+1)
+		}
+	}
+	moves := 0
+	for moves < 3 {
+		before := c.Status()
+		c.mu.Lock()
+		c.stream.cancel() // the session ends, not the connection
+		c.mu.Unlock()
+		now := before
+		for deadline := time.Now().Add(20 * time.Second); now.Sessions == before.Sessions || now.Node == "" || d.open.Load() != 8; now = c.Status() {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d connections for 8 clients: %+v", d.open.Load(), now)
+			}
+			time.Sleep(time.Millisecond) // between polls
+		}
+		if now.Node != before.Node {
+			moves++
 		}
 	}
 }

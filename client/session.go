@@ -89,6 +89,7 @@ func (c *Client) session(ctx context.Context, addr string) error {
 	}
 	s := c.open(addr, cancel)
 	defer c.shut(s)
+	c.http.CloseIdleConnections() // to the node of the session before: thousands of clients may leave one
 	var writer sync.WaitGroup
 	writer.Go(func() { c.write(ctx, s, ex) })
 	defer writer.Wait()

@@ -96,12 +96,18 @@ func (m *Members) rejoin(ctx context.Context) {
 		m.remember()
 		// Half to one and a half: nodes that were started together do not ask together.
 		wait := time.NewTimer(m.cfg.RejoinEvery/2 + rand.N(m.cfg.RejoinEvery))
-		select {
-		case <-wait.C:
-		case <-m.poke:
-		case <-ctx.Done():
-			wait.Stop()
-			return
+		for waits := true; waits; {
+			select {
+			case <-wait.C:
+				waits = false
+			case <-m.poke:
+				waits = false
+			case <-m.table.arrived: // who is killed before the next round must find those again that have just moved
+				m.remember()
+			case <-ctx.Done():
+				wait.Stop()
+				return
+			}
 		}
 		wait.Stop()
 	}

@@ -81,6 +81,7 @@ type table struct {
 	own      atomic.Pointer[Meta]
 	ownBytes atomic.Pointer[[]byte]
 	changed  chan struct{} // holds one notice
+	arrived  chan struct{} // the same, for who remembers where members are
 
 	conflicts, refused atomic.Uint64
 
@@ -98,7 +99,7 @@ var (
 )
 
 func newTable(self string, loopback bool, c clock.Clock) *table {
-	return &table{self: self, loopback: loopback, clock: c, changed: make(chan struct{}, 1), members: map[string]*entry{}}
+	return &table{self: self, loopback: loopback, clock: c, changed: make(chan struct{}, 1), arrived: make(chan struct{}, 1), members: map[string]*entry{}}
 }
 
 // setOwn makes meta what this node says about itself from its next announcement on.
@@ -116,9 +117,11 @@ func (t *table) setOwn(meta Meta) (changed bool, err error) {
 }
 
 func (t *table) notice() {
-	select {
-	case t.changed <- struct{}{}:
-	default:
+	for _, notice := range []chan struct{}{t.changed, t.arrived} {
+		select {
+		case notice <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -219,6 +219,9 @@ func TestForgetAsksFirst(t *testing.T) {
 		}
 		is(cluster.Alive)
 		if name == "n3" {
+			eventually(t, "n3 knows whom to say good-bye to", func() bool {
+				return slices.ContainsFunc(m.Members(), func(m cluster.Member) bool { return m.Name == "n1" && m.Status == cluster.Alive })
+			})
 			if err := m.Leave(ctx); err != nil {
 				t.Fatal(err)
 			}

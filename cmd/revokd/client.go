@@ -106,7 +106,7 @@ func (c *cli) httpClient() (client *http.Client, base string, err error) {
 		}
 		cfg = source.ClientConfig("")
 	}
-	client = &http.Client{Transport: transport.New(cfg, nil)}
+	client = &http.Client{Transport: telling{transport.New(cfg, nil)}}
 	if path := cmp.Or(c.bearer, c.getenv("REVOKD_TOKEN_FILE")); path != "" {
 		token, err := bearer.ReadFile(path)
 		if err != nil {
@@ -115,6 +115,19 @@ func (c *cli) httpClient() (client *http.Client, base string, err error) {
 		client.Transport = &bearer.Transport{Base: client.Transport, Token: token}
 	}
 	return client, base, nil
+}
+
+// telling says of a call that fails when it is our certificate that the node refuses.
+type telling struct{ *transport.Transport }
+
+func (t telling) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := t.Transport.RoundTrip(r)
+	if err != nil && r.Context().Err() == nil && !noHandshake(err) {
+		if refused := t.Refused(r.Context(), r.URL.Host); refused != nil {
+			return nil, refused
+		}
+	}
+	return res, err
 }
 
 func (c *cli) service() (revokdv1connect.RevocationServiceClient, error) {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -217,7 +216,7 @@ func (c *cli) completeKeys(cmd *cobra.Command, args []string, _ string) ([]strin
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	c.timeout = 2 * time.Second
+	c.timeout = completionTimeout
 	res, err := c.gossipKeys(cmd, &revokdv1.GossipKeysRequest{Local: true})
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp

@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 // patience bounds every wait of these tests.
 const patience = 20 * time.Second
 
+// noNap is in the environment of the programs that are run: they are this test binary, and under the race detector each would sleep for a second as it ends.
+const noNap = "atexit_sleep_ms=0"
+
 // TestScript runs the program as people do. Besides the commands of testscript the scripts have
 //
 //	agent [flags]           starts an agent with --dev and a free port; sets REVOKD_ADDR
@@ -59,6 +62,7 @@ func TestScript(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			home := filepath.Join(env.WorkDir, "home")
 			env.Setenv("HOME", home)
+			env.Setenv("GORACE", noNap)
 			env.Setenv("ISS", "https://dev.revokd.test")
 			env.Setenv("SOON", strconv.FormatInt(time.Now().Add(time.Hour).Unix(), 10)) // an exp
 			env.Values[current{}] = &scriptAgent{}
@@ -90,7 +94,7 @@ func cmdAgent(ts *testscript.TestScript, _ bool, args []string) {
 	program, err := exec.LookPath("revokd")
 	ts.Check(err)
 	env := []string{anyGossipPort}
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "REVOKD_DATA_DIR", "REVOKD_LOG_LEVEL", "REVOKD_LOG_FORMAT", "REVOKD_NONSENSE"} {
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "REVOKD_DATA_DIR", "REVOKD_LOG_LEVEL", "REVOKD_LOG_FORMAT", "REVOKD_NONSENSE", "GORACE"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}
@@ -202,6 +206,7 @@ func mint(ts *testscript.TestScript, args []string) string {
 	program, err := exec.LookPath("revokd")
 	ts.Check(err)
 	cmd := exec.Command(program, append([]string{"dev", "token", "--addr", ts.Getenv("REVOKD_ADDR")}, args...)...)
+	cmd.Env = append(os.Environ(), "GORACE="+noNap)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -175,17 +175,21 @@ func (c *cli) voterChange(cmd *cobra.Command, request func(name string) *revokdv
 	return cmd.RunE
 }
 
-// waitOf is how long the node may wait, so that its answer, which says for what, still comes in time. No node lets a call take more than 30 s.
+// waitOf is how long the node may wait, so that its answer, which says for what, still comes in time: a second before the end, of less than two seconds in the middle.
+// No node lets a call take more than 30 s.
 func waitOf(timeout time.Duration) time.Duration {
-	return min(timeout-timeout/8, 28*time.Second)
+	return min(timeout-max(timeout/8, min(time.Second, timeout/2)), 28*time.Second)
 }
+
+// completionTimeout is how long a shell waits for names at most.
+const completionTimeout = 5 * time.Second
 
 // completeMembers asks the node, briefly, for names.
 func (c *cli) completeMembers(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	c.timeout = 2 * time.Second
+	c.timeout = completionTimeout
 	res, err := c.members(cmd)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp

@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"io"
 	"maps"
 	"net"
@@ -70,6 +71,36 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Body = e
 	}
 	return t.Transport.RoundTrip(r)
+}
+
+// Refused connects once more to the server at addr, host:port, and returns how it refuses our certificate, an alert of TLS ([net.OpError] "remote error"), or nil if
+// it does not, or cannot be asked within 3 s. A server of TLS 1.3 judges the certificate when the client has made its handshake and may have sent a request already;
+// net/http does not always say then why the connection has ended. Nothing is asked of the server.
+func (t *Transport) Refused(ctx context.Context, addr string) error {
+	if t.TLSClientConfig == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	raw, err := t.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil
+	}
+	defer raw.Close()
+	defer context.AfterFunc(ctx, func() { _ = raw.Close() })()
+	cfg := t.TLSClientConfig.Clone()
+	if cfg.ServerName == "" {
+		cfg.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	cfg.NextProtos = []string{"h2"}
+	c := tls.Client(raw, cfg)
+	if err = c.HandshakeContext(ctx); err == nil {
+		_, err = c.Read(make([]byte, 1)) // who accepts us sends its settings
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		return op
+	}
+	return nil
 }
 
 // Close ends all connections, whatever goes on over them, and lets none be made any more.

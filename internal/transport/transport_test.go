@@ -3,12 +3,15 @@ package transport
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -206,5 +209,52 @@ func TestStreamEndsWithContext(t *testing.T) {
 	}
 	if _, err := (&http.Client{Transport: tr}).Get(s.URL); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.EnableHTTP2 = true
+	server.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert, MinVersion: tls.VersionTLS13}
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // of the handshakes that it refuses
+	server.StartTLS()
+	defer server.Close()
+	addr := server.Listener.Addr().String()
+	asked := func(addr string, cfg *tls.Config) error {
+		tr := New(cfg, nil)
+		defer tr.Close()
+		return tr.Refused(t.Context(), addr)
+	}
+
+	stranger := server.Client().Transport.(*http.Transport).TLSClientConfig
+	if err := asked(addr, stranger); err == nil || !strings.Contains(err.Error(), "certificate required") {
+		t.Errorf("without a certificate: %v", err)
+	}
+	known := stranger.Clone()
+	known.Certificates = server.TLS.Certificates // any will do
+	if err := asked(addr, known); err != nil {
+		t.Errorf("with one: %v", err)
+	}
+	if err := asked(addr, nil); err != nil {
+		t.Errorf("without TLS: %v", err)
+	}
+	if err := asked(addr, &tls.Config{MinVersion: tls.VersionTLS13}); err != nil {
+		t.Errorf("it is we who refuse: %v", err)
+	}
+
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	tr := New(known, nil)
+	defer tr.Close()
+	if err := tr.Refused(ctx, silent.Addr().String()); err != nil {
+		t.Errorf("nobody answers: %v", err)
+	}
+	silent.Close()
+	if err := asked(silent.Addr().String(), known); err != nil {
+		t.Errorf("nobody is there: %v", err)
 	}
 }

@@ -152,9 +152,11 @@ func stopSpreaders(list []*spreader) {
 }
 
 func addSpread(r *Result, id, name string, m spreadResult, params map[string]float64) {
-	r.quantiles(id, name, "ms", m.fromDue, params)
-	r.add(id, name, "after ack p50", "ms", in("ms", m.fromAck.ValueAtQuantile(50)), params)
-	r.add(id, name, "after ack p99", "ms", in("ms", m.fromAck.ValueAtQuantile(99)), params)
+	if m.fromDue.TotalCount() > 0 { // something was seen by all
+		r.quantiles(id, name, "ms", m.fromDue, params)
+		r.add(id, name, "after ack p50", "ms", in("ms", m.fromAck.ValueAtQuantile(50)), params)
+		r.add(id, name, "after ack p99", "ms", in("ms", m.fromAck.ValueAtQuantile(99)), params)
+	}
 	r.add(id, name, "ack p50", "ms", in("ms", m.ack.ValueAtQuantile(50)), params)
 	r.add(id, name, "ack p99", "ms", in("ms", m.ack.ValueAtQuantile(99)), params)
 	r.add(id, name, "reached", "/s", m.reached, params)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -95,14 +97,22 @@ func (s *server) kill() {
 
 func (s *server) pid() int { return s.cmd.Process.Pid }
 
-// freePort is one that was free a moment ago.
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+// The ports of servers that cannot choose their own lie below those that the kernel hands out (32768 and more on Linux), which others may get between our look and the
+// server's start.
+const firstPort, ports = 20_000, 12_000
+
+var nextPort = rand.Uint32N(ports)
+
+// freePort is one that is free now and that no other call returns.
+func freePort() (port int, err error) {
+	for range 100 {
+		port := firstPort + int(atomic.AddUint32(&nextPort, 1)%ports)
+		var l net.Listener
+		if l, err = net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port)); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, err
 }
 
 func dials(network, addr string) func() error {

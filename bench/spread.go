@@ -443,26 +443,25 @@ func spreadNATS(ctx context.Context, dir string, n int, creds []*syscall.Credent
 			return nil, err
 		}
 		streams = append(streams, js)
-		var kv nats.KeyValue
-		// What is asked before there is a leader is never answered.
+		var w nats.KeyWatcher
+		// What is asked before there is a leader, of the servers or of the bucket, is never answered.
 		early, err := c.JetStream(nats.MaxWait(time.Second))
 		if err != nil {
 			s.stop()
 			return nil, err
 		}
 		if err := until(ctx, 40*time.Second, func() (err error) {
+			var kv nats.KeyValue
 			if i == 0 {
 				kv, err = early.CreateKeyValue(&nats.KeyValueConfig{Bucket: "revoked", TTL: lifetime, Storage: nats.FileStorage, Replicas: min(5, n)})
 			} else {
 				kv, err = early.KeyValue("revoked")
 			}
+			if err == nil {
+				w, err = kv.WatchAll(nats.IgnoreDeletes(), nats.MetaOnly())
+			}
 			return err
 		}); err != nil {
-			s.stop()
-			return nil, err
-		}
-		w, err := kv.WatchAll(nats.IgnoreDeletes(), nats.MetaOnly())
-		if err != nil {
 			s.stop()
 			return nil, err
 		}

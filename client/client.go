@@ -283,9 +283,9 @@ func (c *Client) introduce(ctx context.Context) error {
 
 // identify asks nodes in turn for what a replica needs, until one answers or ctx ends.
 func (c *Client) identify(ctx context.Context) (*revokdv1.IdentityResponse, error) {
-	var errs error
+	var errs error // of the last attempt that was not cut short
 	for attempt := 0; ; attempt++ {
-		errs = nil
+		var failed error
 		for _, addr := range c.addresses(ctx) {
 			callCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
 			res, err := c.clusterService(addr).Identity(callCtx, connect.NewRequest(&revokdv1.IdentityRequest{}))
@@ -296,7 +296,13 @@ func (c *Client) identify(ctx context.Context) (*revokdv1.IdentityResponse, erro
 				c.mu.Unlock()
 				return res.Msg, nil
 			}
-			errs = errors.Join(errs, fmt.Errorf("%s: %w", addr, err))
+			if refused := c.conn.Refused(ctx, addr); refused != nil {
+				err = refused
+			}
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", addr, err))
+		}
+		if errs == nil || ctx.Err() == nil {
+			errs = failed
 		}
 		select {
 		case <-ctx.Done():

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -63,19 +64,29 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, admin, "t1", revocation.Revoked)
-	for name, cfg := range map[string]Config{
-		"of another authority": with(authority(t, "prod")(pki.Request{Role: pki.RoleAdmin, Name: "login"})),
-		"a reader":             with(issue(pki.Request{Role: pki.RoleReader, Name: "looker"})),
-		"without TLS":          {Addrs: []string{s.addr}},
+	stranger := authority(t, "prod")(pki.Request{Role: pki.RoleAdmin, Name: "login"})
+	trusting := with(stranger)
+	trusting.TLS.InsecureSkipVerify, trusting.TLS.VerifyConnection = true, nil // so that it is the node that refuses
+	for name, tc := range map[string]struct {
+		cfg  Config
+		says string
+	}{
+		"of another authority": {with(stranger), "certificate is untrusted"},
+		"refused by the node":  {trusting, "remote error: tls: unknown certificate authority"},
+		"a reader":             {with(issue(pki.Request{Role: pki.RoleReader, Name: "looker"})), "role"},
+		"without TLS":          {Config{Addrs: []string{s.addr}}, ""},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		if c, err := Open(ctx, cfg); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("%s: %v", name, err)
-			if c != nil {
-				_ = c.Close()
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each waits
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			if c, err := Open(ctx, tc.cfg); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), tc.says) {
+				t.Error(err)
+				if c != nil {
+					_ = c.Close()
+				}
 			}
-		}
-		cancel()
+		})
 	}
 }
 

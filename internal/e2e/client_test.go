@@ -102,7 +102,7 @@ func TestClientReceipts(t *testing.T) {
 	if err := f.nodes[2].proc.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	r, err := c.Revoke(t.Context(), replica.Match{"iss": issuer, "jti": "r2"}, replica.Acknowledged(replica.AckAll, 500*time.Millisecond))
+	r, err := c.Revoke(t.Context(), replica.Match{"iss": issuer, "jti": "r2"}, replica.Acknowledged(replica.AckAll, 3*time.Second))
 	if !errors.Is(err, replica.ErrNotConfirmed) || !slices.Equal(r.Unconfirmed, []string{"n3"}) || len(r.Confirmed) != 2 {
 		t.Errorf("with a silent voter: %+v %v", r, err)
 	}
@@ -119,7 +119,7 @@ func TestClientReceipts(t *testing.T) {
 			}
 		}
 	}
-	if b, err := c.RevokeAll(t.Context(), some, nil, replica.Acknowledged(replica.AckAll, 500*time.Millisecond)); !errors.Is(err, replica.ErrNotConfirmed) || b.Acknowledged != 0 || len(b.Receipt.Confirmed) != 2 {
+	if b, err := c.RevokeAll(t.Context(), some, nil, replica.Acknowledged(replica.AckAll, 3*time.Second)); !errors.Is(err, replica.ErrNotConfirmed) || b.Acknowledged != 0 || len(b.Receipt.Confirmed) != 2 {
 		t.Errorf("in bulk: %+v %v", b, err)
 	}
 	if err := f.nodes[2].proc.Signal(syscall.SIGCONT); err != nil {

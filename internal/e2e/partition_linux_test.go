@@ -535,7 +535,8 @@ func TestPartitions(t *testing.T) {
 			healed := time.Now()
 			w.until("all nodes have found each other again", w.connected)
 			rejoined := time.Since(healed)
-			time.Sleep(time.Until(healed.Add(2 * time.Second))) // for checks that show when the minority answers again
+			w.until("checks are active again", func() error { return s.active(healed) })
+			time.Sleep(time.Until(healed.Add(2 * time.Second))) // for more of them, whose answers are judged
 			s.end()
 			for _, a := range s.attempts {
 				if a.stored() {
@@ -586,6 +587,20 @@ const (
 	gossip   = "th dport 7956 meta l4proto { tcp, udp }"
 	sessions = " tcp dport 7950"
 )
+
+// active tells which node has not answered a check of after since with Active.
+func (s *storm) active(since time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.w.nodes {
+		if !slices.ContainsFunc(s.sights, func(c sight) bool {
+			return c.node == m && c.began.After(since) && c.verdict == revokdv1.Verdict_VERDICT_ACTIVE
+		}) {
+			return fmt.Errorf("not on %s", m.name)
+		}
+	}
+	return nil
+}
 
 // judge looks at what one node did while the network was broken.
 func (s *storm) judge(m *member, minority, lossy bool, cut, healing, healed time.Time) {

@@ -198,7 +198,8 @@ func (m *Members) Run(ctx context.Context) error {
 	defer cancel()
 	var g errgroup.Group
 	g.Go(func() error { m.rejoin(inner); return nil })
-	g.Go(func() error { m.publisher(inner); return nil })
+	published := make(chan struct{})
+	g.Go(func() error { defer close(published); m.publisher(inner); return nil })
 	g.Go(func() error { m.notifier(inner); return nil })
 
 	select {
@@ -206,11 +207,13 @@ func (m *Members) Run(ctx context.Context) error {
 	case <-m.leave:
 	}
 	cancel()
+	<-published // which perhaps is just telling the others that this node is about to go; memberlist can announce only one thing at a time
 	m.going.Store(true)
-	if _, err := m.describe(); err != nil {
+	if changed, err := m.describe(); err != nil {
 		m.log.Error("metadata not announced", "error", err)
+	} else if changed {
+		_ = m.list.UpdateNode(leavingTime) // what is not passed on until then gives way to the good-bye
 	}
-	_ = m.list.UpdateNode(leavingTime) // also if it was announced: perhaps just now, and the good-bye takes its place in what is passed on
 	if err := m.list.Leave(leaveTimeout); err != nil {
 		m.log.Warn("nobody took the good-bye; the others will find out", "error", err)
 	}

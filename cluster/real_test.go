@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/memberlist"
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 )
 
 func newKey(t *testing.T) []byte {
@@ -361,5 +362,41 @@ func TestPortThatIsTaken(t *testing.T) {
 	}
 	if err := m.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// Nodes that go while they announce something, on a machine that is busy with that. The race detector sees it if memberlist is told two things at once.
+func TestGoingWhileAnnouncing(t *testing.T) {
+	one := func() error {
+		m, err := New(Config{Name: "a", Bind: "127.0.0.1:0", Meta: func() Meta { return Meta{State: Ready} }})
+		if err != nil {
+			return err
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		done := make(chan error, 1)
+		go func() { done <- m.Run(ctx) }()
+		select {
+		case <-m.Started():
+		case err := <-done:
+			return err
+		}
+		m.AnnounceLeaving()
+		stop()
+		return <-done
+	}
+	var g errgroup.Group
+	for range 8 {
+		g.Go(func() error {
+			for range 150 {
+				if err := one(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
 	}
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -296,8 +297,8 @@ func (c *Client) identify(ctx context.Context) (*revokdv1.IdentityResponse, erro
 				c.mu.Unlock()
 				return res.Msg, nil
 			}
-			if refused := c.conn.Refused(ctx, addr); refused != nil {
-				err = refused
+			if !connect.IsWireError(err) {
+				err = cmp.Or(c.conn.Refused(ctx, addr, err), err)
 			}
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", addr, err))
 		}

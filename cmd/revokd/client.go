@@ -123,9 +123,7 @@ type telling struct{ *transport.Transport }
 func (t telling) RoundTrip(r *http.Request) (*http.Response, error) {
 	res, err := t.Transport.RoundTrip(r)
 	if err != nil && r.Context().Err() == nil && !noHandshake(err) {
-		if refused := t.Refused(r.Context(), r.URL.Host); refused != nil {
-			return nil, refused
-		}
+		err = cmp.Or(t.Refused(r.Context(), r.URL.Host, err), err)
 	}
 	return res, err
 }

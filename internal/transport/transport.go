@@ -73,12 +73,16 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.Transport.RoundTrip(r)
 }
 
-// Refused connects once more to the server at addr, host:port, and returns how it refuses our certificate, an alert of TLS ([net.OpError] "remote error"), or nil if
-// it does not, or cannot be asked within 3 s. A server of TLS 1.3 judges the certificate when the client has made its handshake and may have sent a request already;
-// net/http does not always say then why the connection has ended. Nothing is asked of the server.
-func (t *Transport) Refused(ctx context.Context, addr string) error {
-	if t.TLSClientConfig == nil {
+// Refused tells whether a call to the server at addr, host:port, failed because the server refuses our certificate: it returns the alert of TLS ([net.OpError] "remote error"),
+// or nil. A server of TLS 1.3 judges the certificate when the client has made its handshake and may have sent a request already, and net/http does not always say then
+// why the connection has ended: if the failure leaves it open, Refused connects once more, for 3 s at most, and asks the server for nothing.
+func (t *Transport) Refused(ctx context.Context, addr string, failure error) error {
+	op, _ := errors.AsType[*net.OpError](failure)
+	switch {
+	case t.TLSClientConfig == nil || errors.Is(failure, context.DeadlineExceeded) || op != nil && op.Op == "dial": // not so far
 		return nil
+	case op != nil && op.Op == "remote error":
+		return op
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()

@@ -223,12 +223,19 @@ func TestRefused(t *testing.T) {
 	asked := func(addr string, cfg *tls.Config) error {
 		tr := New(cfg, nil)
 		defer tr.Close()
-		return tr.Refused(t.Context(), addr)
+		return tr.Refused(t.Context(), addr, io.EOF)
 	}
 
 	stranger := server.Client().Transport.(*http.Transport).TLSClientConfig
 	if err := asked(addr, stranger); err == nil || !strings.Contains(err.Error(), "certificate required") {
 		t.Errorf("without a certificate: %v", err)
+	} else if again := New(stranger, nil).Refused(t.Context(), "", err); !errors.Is(again, err) {
+		t.Errorf("what says so itself: %v", again)
+	}
+	for _, other := range []error{&net.OpError{Op: "dial", Err: io.EOF}, context.DeadlineExceeded} {
+		if err := New(stranger, nil).Refused(t.Context(), addr, other); err != nil {
+			t.Errorf("asked after %v: %v", other, err)
+		}
 	}
 	known := stranger.Clone()
 	known.Certificates = server.TLS.Certificates // any will do
@@ -250,7 +257,7 @@ func TestRefused(t *testing.T) {
 	defer cancel()
 	tr := New(known, nil)
 	defer tr.Close()
-	if err := tr.Refused(ctx, silent.Addr().String()); err != nil {
+	if err := tr.Refused(ctx, silent.Addr().String(), io.EOF); err != nil {
 		t.Errorf("nobody answers: %v", err)
 	}
 	silent.Close()

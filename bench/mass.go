@@ -82,6 +82,9 @@ func beside(ctx context.Context, s *spreader, bulk func() error) (m spreadResult
 }
 
 func addBeside(r *Result, id, name string, m spreadResult) {
+	if m.fromDue.TotalCount() == 0 { // nothing was seen by all
+		return
+	}
 	r.add(id, name, "beside p50", "ms", in("ms", m.fromDue.ValueAtQuantile(50)), nil)
 	r.add(id, name, "beside p99", "ms", in("ms", m.fromDue.ValueAtQuantile(99)), nil)
 	r.add(id, name, "beside after ack p99", "ms", in("ms", m.fromAck.ValueAtQuantile(99)), nil)

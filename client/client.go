@@ -23,6 +23,7 @@ import (
 	"github.com/revokd/revokd/cluster/replication"
 	"github.com/revokd/revokd/internal/bearer"
 	"github.com/revokd/revokd/internal/clock"
+	"github.com/revokd/revokd/internal/pki"
 	"github.com/revokd/revokd/internal/transport"
 	"github.com/revokd/revokd/internal/view"
 	revokdv1 "github.com/revokd/revokd/proto/revokd/v1"
@@ -297,7 +298,7 @@ func (c *Client) identify(ctx context.Context) (*revokdv1.IdentityResponse, erro
 				c.mu.Unlock()
 				return res.Msg, nil
 			}
-			if !connect.IsWireError(err) {
+			if !connect.IsWireError(err) && !pki.IsRefusal(err) {
 				err = cmp.Or(c.conn.Refused(ctx, addr, err), err)
 			}
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", addr, err))

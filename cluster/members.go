@@ -292,8 +292,11 @@ func (m *Members) publisher(ctx context.Context) {
 			m.log.Error("metadata not announced", "error", err)
 		}
 		if changed {
-			// The only error is that nobody has passed it on yet.
-			_ = m.list.UpdateNode(metaTimeout)
+			limit := metaTimeout
+			if m.going.Load() {
+				limit = leavingTime
+			}
+			_ = m.list.UpdateNode(limit) // the only error is that nobody has passed it on yet
 		}
 	}
 }

@@ -117,13 +117,20 @@ func (c *cli) httpClient() (client *http.Client, base string, err error) {
 	return client, base, nil
 }
 
+// likely is a reason that was found out afterwards: the call that failed may have got further.
+type likely struct{ error }
+
+func (e *likely) Unwrap() error { return e.error }
+
 // telling says of a call that fails when it is our certificate that the node refuses.
 type telling struct{ *transport.Transport }
 
 func (t telling) RoundTrip(r *http.Request) (*http.Response, error) {
 	res, err := t.Transport.RoundTrip(r)
 	if err != nil && r.Context().Err() == nil && !noHandshake(err) {
-		err = cmp.Or(t.Refused(r.Context(), r.URL.Host, err), err)
+		if refused := t.Refused(r.Context(), r.URL.Host, err); refused != nil {
+			return nil, &likely{refused}
+		}
 	}
 	return res, err
 }
@@ -164,7 +171,7 @@ func call[Req, Res any](ctx context.Context, c *cli, m method[Req, Res], req *Re
 		if err == nil {
 			return res.Msg, nil
 		}
-		arrived = arrived || !connect.IsWireError(err) && !errors.Is(err, syscall.ECONNREFUSED) && !noHandshake(err)
+		arrived = arrived || !connect.IsWireError(err) && !errors.Is(err, syscall.ECONNREFUSED) && (!noHandshake(err) || errors.As(err, new(*likely)))
 		// A connection that the other side ends at once may look canceled: the next attempt tells why.
 		ended := connect.CodeOf(err) == connect.CodeCanceled && ctx.Err() == nil
 		again := (connect.CodeOf(err) == connect.CodeUnavailable || ended) && attempt < len(retries) && !noHandshake(err)
@@ -186,7 +193,7 @@ func call[Req, Res any](ctx context.Context, c *cli, m method[Req, Res], req *Re
 // noHandshake reports whether one side has refused the other's certificate: then no request was sent, or none was read.
 func noHandshake(err error) bool {
 	op, ok := errors.AsType[*net.OpError](err)
-	return errors.Is(err, pki.ErrUntrusted) || errors.Is(err, bearer.ErrPlaintext) || errors.Is(err, pki.ErrWrongPeer) || errors.Is(err, pki.ErrNoIdentity) ||
+	return pki.IsRefusal(err) || errors.Is(err, bearer.ErrPlaintext) ||
 		ok && op.Op == "remote error" // an alert of TLS
 }
 

@@ -209,7 +209,7 @@ func runExamples(t *testing.T, root string, blocks []example) []string {
 // docsEnv is what a newcomer's shell has: the programs, and a home of its own.
 func docsEnv(t *testing.T, home string) []string {
 	t.Helper()
-	env := []string{"HOME=" + home, "PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir(), "GORACE=" + noNap}
+	env := []string{"HOME=" + home, "PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir(), noNap}
 	out, err := exec.Command("go", "env", "GOCACHE", "GOMODCACHE", "GOPATH", "GOFLAGS", "GOPROXY").Output()
 	if err != nil {
 		t.Fatal(err)

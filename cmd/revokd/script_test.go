@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 const patience = 20 * time.Second
 
 // noNap is in the environment of the programs that are run: they are this test binary, and under the race detector each would sleep for a second as it ends.
-const noNap = "atexit_sleep_ms=0"
+var noNap = "GORACE=" + strings.TrimSpace("atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 
 // TestScript runs the program as people do. Besides the commands of testscript the scripts have
 //
@@ -62,7 +62,7 @@ func TestScript(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			home := filepath.Join(env.WorkDir, "home")
 			env.Setenv("HOME", home)
-			env.Setenv("GORACE", noNap)
+			env.Vars = append(env.Vars, noNap)
 			env.Setenv("ISS", "https://dev.revokd.test")
 			env.Setenv("SOON", strconv.FormatInt(time.Now().Add(time.Hour).Unix(), 10)) // an exp
 			env.Values[current{}] = &scriptAgent{}
@@ -206,7 +206,7 @@ func mint(ts *testscript.TestScript, args []string) string {
 	program, err := exec.LookPath("revokd")
 	ts.Check(err)
 	cmd := exec.Command(program, append([]string{"dev", "token", "--addr", ts.Getenv("REVOKD_ADDR")}, args...)...)
-	cmd.Env = append(os.Environ(), "GORACE="+noNap)
+	cmd.Env = append(os.Environ(), noNap)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

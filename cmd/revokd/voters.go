@@ -175,7 +175,7 @@ func (c *cli) voterChange(cmd *cobra.Command, request func(name string) *revokdv
 	return cmd.RunE
 }
 
-// waitOf is how long the node may wait, so that its answer, which says for what, still comes in time: a second before the end, of less than two seconds in the middle.
+// waitOf is how long the node may wait, so that its answer, which says for what, still comes in time: an eighth before the end, at least a second, at most half.
 // No node lets a call take more than 30 s.
 func waitOf(timeout time.Duration) time.Duration {
 	return min(timeout-max(timeout/8, min(time.Second, timeout/2)), 28*time.Second)

@@ -536,6 +536,7 @@ func TestPartitions(t *testing.T) {
 			w.until("all nodes have found each other again", w.connected)
 			rejoined := time.Since(healed)
 			w.until("checks are active again", func() error { return s.active(healed) })
+			answering := time.Since(healed)
 			time.Sleep(time.Until(healed.Add(2 * time.Second))) // for more of them, whose answers are judged
 			s.end()
 			for _, a := range s.attempts {
@@ -557,6 +558,9 @@ func TestPartitions(t *testing.T) {
 			}
 			if rejoined > 10*time.Second {
 				t.Errorf("all nodes found each other only %s after healing", rejoined)
+			}
+			if answering > 10*time.Second {
+				t.Errorf("checks are active again only %s after healing", answering)
 			}
 			for i, m := range w.nodes {
 				s.judge(m, slices.Contains(fault.minority, i+1), lossy, cut, healing, healed)

@@ -58,6 +58,11 @@ var (
 	ErrWrongPeer  = errors.New("certificate is of somebody else") // another cluster, role or name than expected
 )
 
+// IsRefusal reports whether err says that we did not accept the certificate of the other side.
+func IsRefusal(err error) bool {
+	return errors.Is(err, ErrUntrusted) || errors.Is(err, ErrNoIdentity) || errors.Is(err, ErrWrongPeer)
+}
+
 // Identity is who a certificate was issued to.
 type Identity struct {
 	Cluster string

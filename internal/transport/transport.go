@@ -31,6 +31,7 @@ const (
 // stream, is not idle when that is told to close what is.
 type Transport struct {
 	*http.Transport
+	secure bool // net/http makes a configuration of TLS also where there is none
 
 	mu     sync.Mutex
 	open   map[*conn]struct{}
@@ -43,7 +44,7 @@ func New(cfg *tls.Config, dial func(ctx context.Context, network, addr string) (
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
-	t := &Transport{open: map[*conn]struct{}{}}
+	t := &Transport{secure: cfg != nil, open: map[*conn]struct{}{}}
 	// A copy: the transport adds the protocols it speaks, and callers may share one.
 	t.Transport = &http.Transport{
 		Protocols: new(http.Protocols), TLSClientConfig: cfg.Clone(), TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: idleTimeout,
@@ -79,7 +80,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 func (t *Transport) Refused(ctx context.Context, addr string, failure error) error {
 	op, _ := errors.AsType[*net.OpError](failure)
 	switch {
-	case t.TLSClientConfig == nil || errors.Is(failure, context.DeadlineExceeded) || op != nil && op.Op == "dial": // not so far
+	case !t.secure || errors.Is(failure, context.DeadlineExceeded) || op != nil && op.Op == "dial": // not so far
 		return nil
 	case op != nil && op.Op == "remote error":
 		return op

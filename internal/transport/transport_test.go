@@ -242,7 +242,12 @@ func TestRefused(t *testing.T) {
 	if err := asked(addr, known); err != nil {
 		t.Errorf("with one: %v", err)
 	}
-	if err := asked(addr, nil); err != nil {
+	plain := New(nil, nil)
+	defer plain.Close()
+	if res, err := (&http.Client{Transport: plain}).Get("http://" + addr); err == nil {
+		res.Body.Close()
+	}
+	if err := plain.Refused(t.Context(), addr, io.EOF); err != nil {
 		t.Errorf("without TLS: %v", err)
 	}
 	if err := asked(addr, &tls.Config{MinVersion: tls.VersionTLS13}); err != nil {

@@ -172,16 +172,16 @@ func TestClusterByCommand(t *testing.T) {
 
 	// Fewer than asked for: the command fails, and says who has confirmed.
 	o.signal(syscall.SIGSTOP, "n3")
-	o.says("n1", 1, `^receipt: durability disk ack quorum confirmed n1, n2 unconfirmed n3$`, revoke("b", "--ack", "all", "--ack-timeout", "300ms")...)
+	o.says("n1", 1, `^receipt: durability disk ack quorum confirmed n1, n2 unconfirmed n3$`, revoke("b", "--ack", "all", "--ack-timeout", "2s")...)
 	o.says("n1", 1, `^{"error":{"code":"deadline_exceeded",.*"receipt":{"durability":"DURABILITY_DISK","ack":"ACK_LEVEL_QUORUM","confirmed":\["n1","n2"\],"unconfirmed":\["n3"\]`,
-		revoke("c", "--ack", "all", "--ack-timeout", "300ms", "-o", "json")...)
+		revoke("c", "--ack", "all", "--ack-timeout", "2s", "-o", "json")...)
 	again := []string{"revoke", "--issuer", "https://id.example", "--jti", "b2", "--expires-at", fmt.Sprint((now + 3600) * 1000), "--ack", "all", "--idempotency-key", "k1"}
 	o.says("n1", 1, `^To wait for the others again, repeat the command with --idempotency-key k1\.$`, append(again, "--ack-timeout", "300ms")...)
 	o.says("n1", 0, ` ack quorum confirmed n1, n2 unconfirmed n3$`, revoke("d")...)
 	if err := os.WriteFile(filepath.Join(o.dir, "ids"), []byte(`{"iss":"https://id.example","jti":"e","exp":`+fmt.Sprint(now+3600)+"}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	stdout, stderr, code := o.run("n1", "", "revoke", "--from-file", "ids", "--ack", "all", "--ack-timeout", "300ms")
+	stdout, stderr, code := o.run("n1", "", "revoke", "--from-file", "ids", "--ack", "all", "--ack-timeout", "2s")
 	if code != 1 || stdout != "1 lines: 1 revoked, 0 covered, 0 already expired, 0 refused\n" || !strings.Contains(stderr, "receipt: durability disk ack quorum confirmed n1, n2 unconfirmed n3\n") {
 		t.Errorf("exit code %d, %q %q", code, stdout, stderr)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -172,9 +173,12 @@ func TestBeyondLoopbackIsRefused(t *testing.T) {
 	if len(found) != 1 || !found[0].Addr().IsUnspecified() {
 		t.Errorf("with --insecure: %v", found)
 	}
-	if !strings.Contains(p.Stderr(), "insecure: whoever reaches the API") {
-		t.Errorf("it does not say so: %s", p.Stderr())
-	}
+	waitFor(t, "it says so", func() error { // its log comes through a pipe
+		if log := p.Stderr(); !strings.Contains(log, "insecure: whoever reaches the API") {
+			return errors.New(log)
+		}
+		return nil
+	})
 }
 
 // own is an address of this machine that is not of loopback, if it has one.

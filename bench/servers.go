@@ -104,7 +104,8 @@ const firstPort, ports = 20_000, 12_000
 var nextPort = rand.Uint32N(ports)
 
 // freePort is one that is free now and that no other call returns.
-func freePort() (port int, err error) {
+func freePort() (int, error) {
+	var err error
 	for range 100 {
 		port := firstPort + int(atomic.AddUint32(&nextPort, 1)%ports)
 		var l net.Listener
